@@ -1,0 +1,43 @@
+GO       ?= go
+FUZZTIME ?= 30s
+# Schedules of the simulated cluster: of the race run, and of sim-long.
+RACE_SCHEDULES ?= 50
+LONG_SCHEDULES ?= 20000
+
+.PHONY: help build demo test race bench sim-long fuzz lint clean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/esperd
+	$(GO) build -o bin/esperd ./cmd/esperd
+
+demo: build ## replay a recorded 4-rank run through 4 esperds on this machine, and compare
+	bin/esperd demo
+
+test: lint ## vet, all tests, and all tests again under the race detector
+	$(GO) test ./...
+	$(MAKE) race
+
+race:
+	ESPERD_SIM_SCHEDULES=$(RACE_SCHEDULES) $(GO) test -race -short ./...
+
+bench: ## run the benchmarks
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+sim-long: ## play many more schedules of the simulated cluster
+	ESPERD_SIM_SCHEDULES=$(LONG_SCHEDULES) $(GO) test -timeout 24h ./test/sim
+
+fuzz: ## fuzz every fuzz target for FUZZTIME
+	@set -e; for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' .); do \
+	  for t in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9_]*)\(.*/\1/p' "$$f"); do \
+	    echo "$$(dirname "$$f") $$t"; \
+	    $(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$f")"; \
+	  done; done
+
+lint: ## gofmt and go vet
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+
+clean: ## remove what build made
+	rm -rf bin
