@@ -1,0 +1,261 @@
+package fsm
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/esperd/esperd/events"
+)
+
+// Outcome says what became of an entry. A refused entry keeps its index and its
+// place in the chain and changes nothing else; every replica refuses it alike.
+type Outcome struct {
+	Refused string // why; empty: applied
+}
+
+// DivergedError says that this replica's state before the entry is not the
+// state that the entry was decided on.
+type DivergedError struct {
+	Index uint64 // of the entry
+	Which string // "lifecycle" or "bookkeeping"
+	Model string
+	Want  events.Digest // the leader's, from the entry
+	Got   events.Digest // this replica's
+}
+
+func (e *DivergedError) Error() string {
+	what := e.Which
+	if e.Model != "" {
+		what += " of model " + e.Model
+	}
+	return fmt.Sprintf("entry %d was decided on a state whose %s digest is %s, but here it is %s: this replica or the leader has diverged; keep the data directories of all ranks as evidence and compare them",
+		e.Index, what, e.Want.Short(), e.Got.Short())
+}
+
+// New returns the state before entry 1.
+func New() *State { return &State{} }
+
+// Apply returns the state after the entry. An error means that this replica
+// must stop: a *DivergedError, or an entry that no correct leader writes. The
+// given state is never changed.
+func Apply(s *State, e *events.Entry) (*State, Outcome, error) {
+	next := *s
+	next.Index++
+	if why := misfit(s, e); why != "" {
+		return &next, Outcome{Refused: why}, nil
+	}
+	if err := checkDigests(s, e); err != nil {
+		return nil, Outcome{}, err
+	}
+	var err error
+	switch e.Kind {
+	case events.KindCall:
+		err = next.applyCall(e)
+	default:
+		for i := range e.Events {
+			if err = next.applyBookkeeping(&e.Events[i], e); err != nil {
+				break
+			}
+		}
+	}
+	if err != nil {
+		return nil, Outcome{}, fmt.Errorf("entry %d (%s) cannot be applied: %w; stop, and keep this data directory", next.Index, e.Kind, err)
+	}
+	return &next, Outcome{}, nil
+}
+
+// misfit says why every replica refuses the entry; empty if it fits. It looks
+// only at what all replicas have in common.
+func misfit(s *State, e *events.Entry) string {
+	switch {
+	case e.Predecessor != s.Index:
+		return fmt.Sprintf("decided on entry %d, but follows entry %d", e.Predecessor, s.Index)
+	case (e.Kind == events.KindFound) != (s.Lineage == ""):
+		return "a log is founded once, by its first entry"
+	case e.Round != s.Round.Number:
+		return fmt.Sprintf("belongs to round %d, but the round is %d", e.Round, s.Round.Number)
+	case e.Kind == events.KindFault && s.Round.Fault != nil:
+		return "the round is faulted already"
+	case e.Kind != events.KindCall:
+		return ""
+	case e.Key == nil:
+		return "a call without a key"
+	case e.Node != s.Round.Authority():
+		return fmt.Sprintf("written by node %s, but rank 0 of round %d is on node %s", e.Node, s.Round.Number, s.Round.Authority())
+	case s.Round.Fault != nil:
+		return fmt.Sprintf("round %d is faulted", s.Round.Number)
+	}
+	if c := s.Cursor(e.Key.Model); e.Key.Round != s.Round.Number || e.Key.Call != c.Calls || e.Key.Fence != c.Fence {
+		return fmt.Sprintf("call %d, fence %d of model %s, but the next is call %d, fence %d", e.Key.Call, e.Key.Fence, e.Key.Model, c.Calls, c.Fence)
+	}
+	return ""
+}
+
+func checkDigests(s *State, e *events.Entry) error {
+	if got := s.Bookkeeping(); got != e.Bookkeeping {
+		return &DivergedError{Index: s.Index + 1, Which: "bookkeeping", Want: e.Bookkeeping, Got: got}
+	}
+	if e.Key == nil {
+		return nil
+	}
+	if got := s.Lifecycle(e.Key.Model); got != e.Lifecycle {
+		return &DivergedError{Index: s.Index + 1, Which: "lifecycle", Model: e.Key.Model, Want: e.Lifecycle, Got: got}
+	}
+	return nil
+}
+
+// applyCall applies the events of one call to its model and moves the model's
+// cursor on.
+func (s *State) applyCall(e *events.Entry) error {
+	cursor := s.Cursor(e.Key.Model)
+	cursor.Calls++
+	m := s.Model(e.Key.Model)
+	for i := range e.Events {
+		ev := &e.Events[i]
+		if ev.EpochStepped != nil || ev.Fenced != nil {
+			cursor.Fence++
+		}
+		if ev.Refused != nil {
+			continue
+		}
+		if m == nil {
+			m = &Model{Name: e.Key.Model, Epoch: -1, FenceN: -1}
+		}
+		var err error
+		if m, err = m.assign(ev); err != nil {
+			name, _ := ev.Payload()
+			return fmt.Errorf("event %d (%s): %w", i, name, err)
+		}
+	}
+	if m != nil {
+		s.setModel(m.seal())
+	}
+	s.setCursor(cursor)
+	return nil
+}
+
+func (s *State) setModel(m *Model) {
+	s.Models = upsert(s.Models, m, func(a, b *Model) int { return strings.Compare(a.Name, b.Name) }, nil)
+}
+
+func (s *State) setCursor(c Cursor) {
+	s.Cursors = upsert(s.Cursors, c, func(a, b Cursor) int { return strings.Compare(a.Model, b.Model) },
+		func(old *Cursor) {
+			if old != nil {
+				s.cursorsSum = s.cursorsSum.sub(cursorLeaf(*old))
+			}
+			s.cursorsSum = s.cursorsSum.add(cursorLeaf(c))
+		})
+}
+
+func (s *State) setSource(c Source) {
+	s.Sources = upsert(s.Sources, c, func(a, b Source) int { return cmp.Compare(a.Node, b.Node) },
+		func(old *Source) {
+			if old != nil {
+				s.sourcesSum = s.sourcesSum.sub(sourceLeaf(*old))
+			}
+			s.sourcesSum = s.sourcesSum.add(sourceLeaf(c))
+		})
+}
+
+func (s *State) setNode(n Node) {
+	s.Nodes = upsert(s.Nodes, n, func(a, b Node) int { return cmp.Compare(a.ID, b.ID) },
+		func(old *Node) {
+			if old != nil {
+				s.nodesSum = s.nodesSum.sub(nodeLeaf(*old))
+			}
+			s.nodesSum = s.nodesSum.add(nodeLeaf(n))
+		})
+}
+
+func (s *State) removeNode(id events.NodeID) error {
+	i, ok := slices.BinarySearchFunc(s.Nodes, id, func(n Node, id events.NodeID) int { return cmp.Compare(n.ID, id) })
+	if !ok {
+		return fmt.Errorf("node %s leaves, but it never joined", id)
+	}
+	s.nodesSum = s.nodesSum.sub(nodeLeaf(s.Nodes[i]))
+	s.Nodes = slices.Delete(slices.Clone(s.Nodes), i, i+1)
+	return nil
+}
+
+// upsert returns a copy of the sorted list with v in its place, and tells
+// changed what stood there before.
+func upsert[T any](list []T, v T, compare func(a, b T) int, changed func(old *T)) []T {
+	i, ok := slices.BinarySearchFunc(list, v, compare)
+	next := make([]T, 0, len(list)+1)
+	next = append(next, list...)
+	if ok {
+		if changed != nil {
+			changed(&list[i])
+		}
+		next[i] = v
+		return next
+	}
+	if changed != nil {
+		changed(nil)
+	}
+	return slices.Insert(next, i, v)
+}
+
+func (s *State) setRound(r Round) {
+	s.Round = r
+	s.roundLeaf = roundLeaf(r)
+}
+
+// applyBookkeeping applies one event of an entry that is not a call.
+func (s *State) applyBookkeeping(ev *events.Event, e *events.Entry) error {
+	switch {
+	case ev.Founded != nil && e.Kind == events.KindFound:
+		s.Run, s.Lineage, s.Parent = ev.Founded.Run, ev.Founded.Lineage, ev.Founded.Parent
+	case ev.NodeJoined != nil && (e.Kind == events.KindFound || e.Kind == events.KindMembership):
+		s.setNode(Node{ID: ev.NodeJoined.Node, Version: ev.NodeJoined.Version, Host: ev.NodeJoined.Host})
+	case ev.NodeLeft != nil && e.Kind == events.KindMembership:
+		return s.removeNode(ev.NodeLeft.Node)
+	case ev.RoundOpened != nil && e.Kind == events.KindRound:
+		return s.openRound(ev.RoundOpened)
+	case ev.RoundFaulted != nil && e.Kind == events.KindFault:
+		round := s.Round
+		round.Fault = ev.RoundFaulted
+		s.setRound(round)
+	case ev.ShadowVerdict != nil && e.Kind == events.KindReport:
+		return s.countDisagreement(ev.ShadowVerdict)
+	case ev.Reported != nil && e.Kind == events.KindReport:
+		src := s.Source(ev.Reported.Node)
+		src.Sequence = ev.Reported.Sequence
+		s.setSource(src)
+	default:
+		name, _ := ev.Payload()
+		return fmt.Errorf("event %s does not belong into an entry of kind %s", name, e.Kind)
+	}
+	return nil
+}
+
+func (s *State) openRound(ev *events.RoundOpened) error {
+	if ev.Round != s.Round.Number+1 || len(ev.Members) == 0 {
+		return fmt.Errorf("round %d with %d members follows round %d", ev.Round, len(ev.Members), s.Round.Number)
+	}
+	for i, m := range ev.Members {
+		if m.Rank != uint64(i) {
+			return fmt.Errorf("member %d of round %d is rank %d", i, ev.Round, m.Rank)
+		}
+	}
+	s.setRound(Round{Number: ev.Round, Fingerprint: ev.Fingerprint, Members: ev.Members})
+	return nil
+}
+
+// countDisagreement counts for the current round's ranks only: a late report of
+// an older round stays in the log and moves no counter.
+func (s *State) countDisagreement(ev *events.ShadowVerdict) error {
+	if ev.Key.Round != s.Round.Number {
+		return nil
+	}
+	if ev.Rank >= uint64(len(s.Round.Members)) {
+		return fmt.Errorf("a verdict of rank %d, but round %d has %d ranks", ev.Rank, s.Round.Number, len(s.Round.Members))
+	}
+	src := s.Source(s.Round.Members[ev.Rank].Node)
+	src.Disagreements++
+	s.setSource(src)
+	return nil
+}

@@ -1,0 +1,25 @@
+// Package fsm is the state machine: what the log means.
+//
+// It is two pure functions. Decide, which only the authority calls, turns a
+// command and the state into events or a refusal; it may compute with floating
+// point (gates, alpha easing). Apply, which every replica calls, assigns what
+// the events say: no floating-point arithmetic, no clock, no randomness, no map
+// iteration, so that any two builds on any two processors agree. A test walks
+// the call graph of Apply and fails when one of these appears
+// (test/determinism).
+//
+// States are immutable: Apply returns a new State that shares what did not
+// change, so a reader may keep any state for as long as it likes.
+//
+// The files, in reading order:
+//
+//	state.go      State, Model, Slot, Seed
+//	apply.go      Apply: an entry's fit, then its events, one by one
+//	digest.go     the two digests, each independent of the number of slots
+//	command.go    Call: what a trainer asks for
+//	decide.go     Decide: a call becomes events, through the same assignments
+//	lifecycle.go  germinate, advance, prune, ... (lifecycle contract, section 6)
+//	tick.go       one tick of one slot (section 7)
+//	alpha.go      the alpha controller (section 4)
+//	image.go      a State as bytes, for snapshots
+package fsm

@@ -1,0 +1,208 @@
+package fsm
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/esperd/esperd/events"
+)
+
+// State is everything that the log says, after the entry at Index. It is
+// immutable; Apply makes the next one.
+type State struct {
+	Index uint64 // of the last entry; 0: none yet
+
+	// Bookkeeping.
+	Run     string
+	Lineage string
+	Parent  *events.Parent
+	Nodes   []Node   // by ID
+	Round   Round    // Number 0: none yet
+	Cursors []Cursor // by model
+	Sources []Source // by node
+
+	// Lifecycle.
+	Models []*Model // by name
+
+	// What the bookkeeping digest adds up, kept so that an entry costs only
+	// what it touches.
+	nodesSum, cursorsSum, sourcesSum setSum
+	roundLeaf                        events.Digest
+}
+
+// Node is a node that takes part.
+type Node struct {
+	ID      events.NodeID `cbor:"1,keyasint"`
+	Version uint64        `cbor:"2,keyasint"` // newest entry version it knows
+	Host    string        `cbor:"3,keyasint,omitempty"`
+}
+
+// Round is the current run of the trainers.
+type Round struct {
+	Number      uint64
+	Fingerprint string
+	Members     []events.Member      // in rank order
+	Fault       *events.RoundFaulted // nil: calls are welcome
+}
+
+// Authority returns the node that holds rank 0, the only one that decides
+// calls; empty before the first round.
+func (r Round) Authority() events.NodeID {
+	if len(r.Members) == 0 {
+		return ""
+	}
+	return r.Members[0].Node
+}
+
+// Cursor is the high-water mark of rank 0's numbered calls of one model. It is
+// not part of what a rewind restores.
+type Cursor struct {
+	Model string `cbor:"1,keyasint"`
+	Round uint64 `cbor:"2,keyasint"`
+	Calls uint64 `cbor:"3,keyasint"`           // numbered calls in the round: the next one is call number Calls
+	Fence uint64 `cbor:"4,keyasint,omitempty"` // fences among them
+}
+
+// Source is the high-water mark of one node's reports.
+type Source struct {
+	Node          events.NodeID `cbor:"1,keyasint"`
+	Sequence      uint64        `cbor:"2,keyasint"`
+	Disagreements uint64        `cbor:"3,keyasint,omitempty"` // shadow verdicts recorded from this node so far
+}
+
+// Model is one model's lifecycle: what a mark restores.
+type Model struct {
+	Name       string
+	Generation uint64
+	Config     *Config
+	Epoch      int64  // last stepped; -1: none
+	FenceN     int64  // argument of the last fence; -1: none
+	Tick       uint64 // ticks so far
+	Slots      slotVec
+	slotsSum   setSum
+	sealed     *events.Digest // the digest, once the model will not change any more
+}
+
+// Config is a model's configuration, shared by all states of a generation.
+type Config struct {
+	Slots  []events.SlotConfig
+	index  map[string]int // looked up, never iterated
+	digest events.Digest
+}
+
+// Slot returns the index of the named slot.
+func (c *Config) Slot(name string) (int, bool) {
+	i, ok := c.index[name]
+	return i, ok
+}
+
+// Slot holds at most one seed.
+type Slot struct {
+	Germinations uint64 // seeds that this slot has had in this generation
+	Seed         *Seed  // nil: DORMANT
+	leaf         events.Digest
+}
+
+// Stage returns the stage of the slot's seed, DORMANT without one.
+func (s *Slot) Stage() events.Stage {
+	if s.Seed == nil {
+		return events.StageDormant
+	}
+	return s.Seed.Stage
+}
+
+// Active returns the seed whose module is present, nil in cooldown or without a
+// seed.
+func (s *Slot) Active() *Seed {
+	if s.Seed == nil || s.Seed.Stage.Cooldown() {
+		return nil
+	}
+	return s.Seed
+}
+
+// Seed is a seed's record. It outlives the module by the cooldown.
+type Seed struct {
+	Count     uint64 // the slot's germination count when it germinated
+	ID        string
+	Blueprint string
+	Blend     string
+	Tempo     int64
+	Target    float64
+
+	Stage     events.Stage
+	Previous  events.Stage
+	Amplitude events.Amplitude
+	Metrics   events.Metrics
+
+	BlendAccuracy *events.Num // when blending began; nil: it has not
+	Pending       *Reason     // of the scheduled prune that is running
+	Pruned        *Reason     // of the prune that put it into cooldown
+}
+
+// Reason is why a seed is or will be pruned, and who asked.
+type Reason struct {
+	Reason    string `cbor:"1,keyasint,omitempty"`
+	Initiator string `cbor:"2,keyasint,omitempty"`
+}
+
+// Frozen reports whether the seed's parameters do not learn: its alpha ramps
+// down.
+func (s *Seed) Frozen() bool { return s.Amplitude.Controller.Mode == events.ModeDown }
+
+// Isolated reports whether the gradient of the seed's input is cut off from the
+// host: from TRAINING on, until it is pruned.
+func (s *Seed) Isolated() bool {
+	return s.Stage >= events.StageTraining && s.Stage <= events.StageFossilized
+}
+
+// Gated reports whether a per-sample gate module exists.
+func (s *Seed) Gated() bool {
+	return s.Stage >= events.StageBlending && s.Stage <= events.StageFossilized &&
+		s.Amplitude.Algorithm == events.AlgorithmGate
+}
+
+// Model returns the named model, nil if it was never configured.
+func (s *State) Model(name string) *Model {
+	i, ok := slices.BinarySearchFunc(s.Models, name, func(m *Model, n string) int { return strings.Compare(m.Name, n) })
+	if !ok {
+		return nil
+	}
+	return s.Models[i]
+}
+
+// Cursor returns the high-water mark of the named model in the current round;
+// zero calls if it made none.
+func (s *State) Cursor(model string) Cursor {
+	i, ok := slices.BinarySearchFunc(s.Cursors, model, func(c Cursor, n string) int { return strings.Compare(c.Model, n) })
+	if !ok || s.Cursors[i].Round != s.Round.Number {
+		return Cursor{Model: model, Round: s.Round.Number}
+	}
+	return s.Cursors[i]
+}
+
+// Source returns the high-water mark of a node's reports.
+func (s *State) Source(node events.NodeID) Source {
+	i, ok := slices.BinarySearchFunc(s.Sources, node, func(c Source, n events.NodeID) int { return strings.Compare(string(c.Node), string(n)) })
+	if !ok {
+		return Source{Node: node}
+	}
+	return s.Sources[i]
+}
+
+// Node returns a node's record.
+func (s *State) Node(id events.NodeID) (Node, bool) {
+	i, ok := slices.BinarySearchFunc(s.Nodes, id, func(c Node, n events.NodeID) int { return strings.Compare(string(c.ID), string(n)) })
+	if !ok {
+		return Node{}, false
+	}
+	return s.Nodes[i], true
+}
+
+// Slot returns the named slot, nil if the model has none of that name.
+func (m *Model) Slot(name string) *Slot {
+	i, ok := m.Config.Slot(name)
+	if !ok {
+		return nil
+	}
+	return m.Slots.At(i)
+}

@@ -1,0 +1,115 @@
+package fsm
+
+import (
+	"github.com/stretchr/testify/require"
+
+	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/gates"
+)
+
+const testNode = events.NodeID("00000000000000000000000000000001")
+
+// tester is a *testing.T or a *rapid.T.
+type tester interface {
+	require.TestingT
+	Helper()
+}
+
+// testLog is a log of one node with rank 0 on it. Every call is decided,
+// encoded, decoded and applied, as on a replica.
+type testLog struct {
+	t     tester
+	state *State
+}
+
+func newTestLog(t tester) *testLog {
+	l := &testLog{t: t, state: New()}
+	l.append(events.Entry{Kind: events.KindFound, Events: []events.Event{
+		{Founded: &events.Founded{Run: "test", Lineage: "1"}},
+		{NodeJoined: &events.NodeJoined{Node: testNode, Version: events.Version}}}})
+	l.openRound()
+	return l
+}
+
+// configured returns a log whose model "main" has the given slots, with the
+// default gates.
+func configured(t tester, names ...string) *testLog {
+	l := newTestLog(t)
+	evs := l.call("", Configure{Slots: testSlots(names...)})
+	require.Len(t, evs, 1)
+	require.NotNil(t, evs[0].Configured)
+	return l
+}
+
+func testSlots(names ...string) []events.SlotConfig {
+	var slots []events.SlotConfig
+	for _, name := range names {
+		slots = append(slots, events.SlotConfig{Name: name, Gates: gates.Defaults()})
+	}
+	return slots
+}
+
+func (l *testLog) model() *Model          { return l.state.Model("main") }
+func (l *testLog) slot(name string) *Slot { return l.model().Slot(name) }
+
+func (l *testLog) openRound() {
+	l.append(events.Entry{Kind: events.KindRound, Events: []events.Event{{RoundOpened: &events.RoundOpened{
+		Round: l.state.Round.Number + 1, Members: []events.Member{{Node: testNode, Incarnation: "1", Mode: "keyed"}}}}}})
+}
+
+func (l *testLog) append(e events.Entry) {
+	e.Version, e.Node, e.Round, e.Predecessor = events.Version, testNode, l.state.Round.Number, l.state.Index
+	e.Bookkeeping = l.state.Bookkeeping()
+	if e.Key != nil {
+		e.Lifecycle = l.state.Lifecycle(e.Key.Model)
+	}
+	b, err := events.Encode(&e)
+	require.NoError(l.t, err)
+	decoded, err := events.Decode(b)
+	require.NoError(l.t, err)
+	next, outcome, err := Apply(l.state, decoded)
+	require.NoError(l.t, err)
+	require.Empty(l.t, outcome.Refused)
+	l.state = next
+}
+
+// call makes rank 0's next call of model "main".
+func (l *testLog) call(slot string, args Args, observations ...Observation) []events.Event {
+	return l.do(Call{Key: NextKey(l.state, "main", slot, args), Args: args, Observations: observations})
+}
+
+func (l *testLog) do(c Call) []events.Event {
+	evs, err := Decide(l.state, c)
+	require.NoError(l.t, err)
+	l.append(events.Entry{Kind: events.KindCall, Key: &c.Key, Events: evs})
+	return evs
+}
+
+// refused makes a call that must be refused, and returns why.
+func (l *testLog) refused(code events.Code, slot string, args Args, observations ...Observation) string {
+	l.t.Helper()
+	evs := l.call(slot, args, observations...)
+	require.NotEmpty(l.t, evs)
+	r := evs[len(evs)-1].Refused
+	require.NotNil(l.t, r, "granted: %+v", evs)
+	require.Equal(l.t, code, r.Code, r.Reason)
+	for i := range evs[:len(evs)-1] {
+		require.NotNil(l.t, evs[i].Observed, "a refusal changes nothing but observations")
+	}
+	return r.Reason
+}
+
+// epoch observes accuracies, one a slot, and steps.
+func (l *testLog) epoch(observations ...Observation) []events.Event {
+	return l.call("", StepEpoch{Epoch: l.model().Epoch + 1}, observations...)
+}
+
+func value[T any](v T) Reading[T] { return Reading[T]{Given: true, Value: &v} }
+
+func null[T any]() Reading[T] { return Reading[T]{Given: true} }
+
+func accuracy(slot string, percent float64) Observation {
+	return Observation{Slot: slot, Accuracy: value(events.Num(percent)), Replace: true}
+}
+
+var plainGermination = Germinate{Blueprint: "conv", Blend: "linear", Tempo: 2, Algorithm: events.AlgorithmAdd}
