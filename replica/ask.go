@@ -1,0 +1,137 @@
+package replica
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/hashicorp/raft"
+
+	"github.com/esperd/esperd/events"
+)
+
+// question is how Ask travels: one peer method that dispatches by name, since
+// the doors add theirs after the peers' listener is open.
+type question struct {
+	Method string          `cbor:"1,keyasint"`
+	Body   cbor.RawMessage `cbor:"2,keyasint"`
+}
+
+type statusAnswer struct {
+	Node  events.NodeID `cbor:"1,keyasint"`
+	Rank  uint64        `cbor:"2,keyasint"`
+	Index uint64        `cbor:"3,keyasint"`
+	Chain events.Digest `cbor:"4,keyasint"`
+}
+
+func (n *Node) installHandlers() {
+	n.peerHandlers = map[string]peerHandler{
+		"hello":    n.onHello,
+		"status":   n.onStatus,
+		"register": n.onRegister,
+		"report":   n.onReport,
+		"fault":    n.onFault,
+		"history":  n.onHistory,
+		"ask":      n.onAsk,
+	}
+}
+
+func (n *Node) onStatus(context.Context, []byte) (any, error) {
+	h, _ := n.machine.now()
+	return statusAnswer{Node: n.id, Rank: n.cfg.Rank, Index: h.index, Chain: h.chain}, nil
+}
+
+// Handle answers the questions that other nodes Ask under this name.
+func (n *Node) Handle(method string, answer func(ctx context.Context, question []byte) (any, error)) {
+	n.handlerMu.Lock()
+	defer n.handlerMu.Unlock()
+	n.handlers[method] = answer
+}
+
+func (n *Node) onAsk(ctx context.Context, req []byte) (any, error) {
+	var q question
+	if err := events.Unmarshal(req, &q); err != nil {
+		return nil, errorf(events.CodeInvalidInput, "a question that does not decode: %v", err)
+	}
+	n.handlerMu.RLock()
+	handler := n.handlers[q.Method]
+	n.handlerMu.RUnlock()
+	if handler == nil {
+		return nil, errorf(events.CodeUnavailable, "this node cannot answer %q yet", q.Method)
+	}
+	return handler(ctx, q.Body)
+}
+
+// Ask puts a question to every other node of the world at once and returns
+// their answers, errors included, in the order of raft's membership.
+func (n *Node) Ask(ctx context.Context, method string, q any) []Answer {
+	body, err := events.Marshal(q)
+	var others []raft.Server
+	for _, s := range n.machine.configuration().Servers {
+		if s.ID != raft.ServerID(n.id) {
+			others = append(others, s)
+		}
+	}
+	out := make([]Answer, len(others))
+	var wg sync.WaitGroup
+	for i, s := range others {
+		out[i] = Answer{Node: events.NodeID(s.ID), Address: string(s.Address), Err: err}
+		if err != nil {
+			continue
+		}
+		wg.Go(func() {
+			var raw cbor.RawMessage
+			out[i].Err = n.net.Call(ctx, out[i].Address, "ask", question{Method: method, Body: body}, &raw)
+			out[i].Body = raw
+		})
+	}
+	wg.Wait()
+	return out
+}
+
+// drain gives the others what they still need of this node, for as long as ctx
+// allows: its reports, and, from a leader, the last entry.
+func (n *Node) drain(ctx context.Context) {
+	if phase, _ := n.machine.trouble(); phase != PhaseMember {
+		return
+	}
+	for n.raft.State() == raft.Leader && ctx.Err() == nil {
+		if n.othersHave(ctx) {
+			break
+		}
+		if n.pause(ctx, nil, 20*time.Millisecond) != nil {
+			break
+		}
+	}
+	if address, _ := n.raft.LeaderWithID(); address != "" {
+		select {
+		case <-n.outbox.drained():
+		case <-ctx.Done():
+			n.log.Warn("stopping with reports that are not in the log; shadow verdicts are lost, decisions are not")
+		}
+	}
+}
+
+// othersHave reports whether every node that still answers has this node's last
+// entry.
+func (n *Node) othersHave(ctx context.Context) bool {
+	h, _ := n.machine.now()
+	all := true
+	for _, s := range n.machine.configuration().Servers {
+		if s.ID == raft.ServerID(n.id) {
+			continue
+		}
+		var a statusAnswer
+		ask, cancel := context.WithTimeout(ctx, time.Second)
+		err := n.net.Call(ask, string(s.Address), "status", nil, &a)
+		cancel()
+		if err == nil && a.Index < h.index {
+			all = false
+		}
+	}
+	return all
+}
+
+func lower(s string) string { return strings.ToLower(s) }

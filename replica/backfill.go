@@ -1,0 +1,128 @@
+package replica
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/esperd/esperd/events"
+)
+
+// backfillChunk is how many entries are asked for at once.
+const backfillChunk = 2000
+
+// historyRequest asks for entries From to To; an answer may begin later, never
+// end earlier.
+type historyRequest struct {
+	From uint64 `cbor:"1,keyasint"`
+	To   uint64 `cbor:"2,keyasint"`
+}
+
+type historyAnswer struct {
+	Previous events.Digest   `cbor:"1,keyasint"` // chain before the first record
+	Records  []events.Record `cbor:"2,keyasint"`
+}
+
+// backfillSoon is called when entries below the head are missing here.
+func (n *Node) backfillSoon() {
+	select {
+	case n.gap <- struct{}{}:
+	default:
+	}
+}
+
+// fillHistory fetches missing history from any peer, newest first: each chunk
+// is checked against the chain above it, so a peer cannot slip anything in.
+func (n *Node) fillHistory() {
+	for {
+		from, to, missing := n.history.Missing()
+		if !missing {
+			select {
+			case <-n.gap:
+				continue
+			case <-n.ctx.Done():
+				return
+			}
+		}
+		if to-from >= backfillChunk {
+			from = to - backfillChunk + 1
+		}
+		if err := n.fetch(from, to); err != nil {
+			n.log.Warn("missing history could not be fetched; trying again", "from", from, "to", to, "error", err)
+			if n.wait(time.Second) != nil {
+				return
+			}
+		}
+	}
+}
+
+func (n *Node) fetch(from, to uint64) error {
+	last := fmt.Errorf("no other node is known")
+	for _, s := range n.machine.configuration().Servers {
+		if s.ID == "" || string(s.ID) == string(n.id) {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(n.ctx, 30*time.Second)
+		var a historyAnswer
+		err := n.net.Call(ctx, string(s.Address), "history", historyRequest{From: from, To: to}, &a)
+		cancel()
+		if err == nil {
+			err = n.backfill(a)
+		}
+		if err == nil {
+			return nil
+		}
+		last = fmt.Errorf("node %s at %s: %w", s.ID, s.Address, err)
+	}
+	return last
+}
+
+func (n *Node) backfill(a historyAnswer) error {
+	calls := make([]*events.CallID, len(a.Records))
+	for i, r := range a.Records {
+		e, err := events.Decode(r.Entry)
+		if err != nil {
+			return fmt.Errorf("entry %d: %w", r.Index, err)
+		}
+		if e.Kind == events.KindCall && e.Key != nil && e.Predecessor+1 == r.Index {
+			calls[i] = &events.CallID{Round: e.Key.Round, Model: e.Key.Model, Call: e.Key.Call}
+		}
+	}
+	return n.history.Backfill(a.Previous, a.Records, calls)
+}
+
+// onHistory answers with as much of the asked range as a message holds, its end
+// always included.
+func (n *Node) onHistory(_ context.Context, req []byte) (any, error) {
+	var q historyRequest
+	if err := events.Unmarshal(req, &q); err != nil {
+		return nil, errorf(events.CodeInvalidInput, "a history request that does not decode: %v", err)
+	}
+	h, _ := n.machine.now()
+	complete := n.history.CompleteFrom()
+	if q.From == 0 || q.To < q.From || q.To-q.From >= backfillChunk || q.To > h.index || q.To < complete {
+		return nil, errorf(events.CodeUnavailable, "asked for entries %d to %d; this node has %d to %d and gives at most %d at once", q.From, q.To, complete, h.index, backfillChunk)
+	}
+	from, bytes := max(q.From, complete), 0
+	var a historyAnswer
+	err := n.history.Range(from, q.To, func(r events.Record) error {
+		a.Records = append(a.Records, r)
+		bytes += len(r.Entry)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for len(a.Records) > 1 && bytes > peerBodyBytesMax/2 {
+		bytes -= len(a.Records[0].Entry)
+		a.Records, from = a.Records[1:], from+1
+	}
+	if from > 1 {
+		prev, err := n.history.Read(from - 1)
+		if err != nil {
+			return nil, err
+		}
+		a.Previous = prev.Chain
+	}
+	return a, nil
+}

@@ -1,0 +1,215 @@
+package replica
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
+)
+
+// What a leader does beside deciding, one step at a time, each time it hears
+// from somebody: found the log, admit newcomers, follow moved addresses, drop
+// replaced nodes, keep the voters few, and hand leadership to rank 0's node.
+
+func (n *Node) watchLeadership() {
+	leads := n.raft.LeaderCh()
+	tick := time.NewTicker(n.cfg.Timing.Hello)
+	defer tick.Stop()
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case is := <-leads:
+			n.barrier.need()
+			n.log.Info("leadership", "leads", is)
+		case <-n.roster.wake:
+		case <-tick.C:
+		}
+		for n.raft.State() == raft.Leader && n.ctx.Err() == nil {
+			if again, err := n.leaderStep(); err != nil {
+				n.log.Warn("a leader's step failed; trying again", "error", err)
+				break
+			} else if !again {
+				break
+			}
+		}
+	}
+}
+
+// leaderStep does the first thing that is due and reports whether it did one.
+func (n *Node) leaderStep() (bool, error) {
+	ctx, cancel := context.WithTimeout(n.ctx, 4*n.cfg.Timing.Election)
+	defer cancel()
+	if phase, _ := n.machine.trouble(); phase == PhaseDiverged || phase == PhaseFailed {
+		return false, nil
+	}
+	if n.State().Lineage == "" {
+		return true, n.write(ctx, func(*fsm.State) (*events.Entry, error) { return n.founding() })
+	}
+	peers := n.roster.fresh(n.freshness())
+	for _, step := range []func(context.Context, []peer) (bool, error){n.dropReplaced, n.admit, n.balanceVoters, n.handOver} {
+		if did, err := step(ctx, peers); did || err != nil {
+			return did, err
+		}
+	}
+	return false, nil
+}
+
+// write proposes an entry that only the leader makes; entry nil: nothing to do.
+func (n *Node) write(ctx context.Context, make func(*fsm.State) (*events.Entry, error)) error {
+	if err := n.takeTurn(ctx); err != nil {
+		return err
+	}
+	defer n.endTurn()
+	for {
+		if err := n.lead(ctx); err != nil {
+			return err
+		}
+		s := n.State()
+		e, err := make(s)
+		if err != nil || e == nil {
+			return err
+		}
+		if _, err = n.propose(ctx, s, e); err != errRetry {
+			return err
+		}
+	}
+}
+
+func server(c raft.Configuration, id events.NodeID) (raft.Server, bool) {
+	i := slices.IndexFunc(c.Servers, func(s raft.Server) bool { return s.ID == raft.ServerID(id) })
+	if i < 0 {
+		return raft.Server{}, false
+	}
+	return c.Servers[i], true
+}
+
+// admit lets a node into raft and into the log, and follows its address.
+func (n *Node) admit(ctx context.Context, peers []peer) (bool, error) {
+	conf := n.machine.configuration()
+	for _, p := range peers {
+		s, ok := server(conf, p.Node)
+		id, address := raft.ServerID(p.Node), raft.ServerAddress(p.Address)
+		switch {
+		case !ok:
+			n.log.Info("admitting a node", "node", p.Node, "peer_rank", p.Rank, "address", p.Address)
+			return true, n.raft.AddNonvoter(id, address, 0, enqueueTimeout).Error()
+		case s.Address != address && s.Suffrage == raft.Voter:
+			return true, n.raft.AddVoter(id, address, 0, enqueueTimeout).Error()
+		case s.Address != address:
+			return true, n.raft.AddNonvoter(id, address, 0, enqueueTimeout).Error()
+		}
+		if known, ok := n.State().Node(p.Node); !ok || known.Version != p.Version || known.Host != p.Host {
+			ev := events.Event{NodeJoined: &events.NodeJoined{Node: p.Node, Version: p.Version, Host: p.Host}}
+			return true, n.writeMembership(ctx, ev)
+		}
+	}
+	return false, nil
+}
+
+func (n *Node) writeMembership(ctx context.Context, ev events.Event) error {
+	return n.write(ctx, func(*fsm.State) (*events.Entry, error) {
+		return &events.Entry{Kind: events.KindMembership, Events: []events.Event{ev}}, nil
+	})
+}
+
+// dropReplaced removes silent nodes whose rank or address another, living node
+// has taken: their disk was lost, and they never come back under this identity.
+// One that does all the same is admitted again.
+func (n *Node) dropReplaced(ctx context.Context, peers []peer) (bool, error) {
+	members := n.State().Round.Members
+	replaced := func(id events.NodeID, address string) bool {
+		if slices.ContainsFunc(peers, func(p peer) bool { return p.Node == id }) {
+			return false
+		}
+		rank := slices.IndexFunc(members, func(m events.Member) bool { return m.Node == id })
+		return slices.ContainsFunc(peers, func(p peer) bool { return p.Address == address || rank >= 0 && p.Rank == uint64(rank) })
+	}
+	conf := n.machine.configuration()
+	for _, s := range conf.Servers {
+		if replaced(events.NodeID(s.ID), string(s.Address)) {
+			n.log.Warn("removing a node that another one has replaced", "node", s.ID, "address", s.Address)
+			return true, n.raft.RemoveServer(s.ID, 0, enqueueTimeout).Error()
+		}
+	}
+	for _, node := range n.State().Nodes {
+		if _, ok := server(conf, node.ID); !ok && node.ID != n.id {
+			return true, n.writeMembership(ctx, events.Event{NodeLeft: &events.NodeLeft{Node: node.ID, Reason: "replaced"}})
+		}
+	}
+	return false, nil
+}
+
+// balanceVoters keeps the voters few: rank 0's node first, then who votes
+// already, then by rank.
+func (n *Node) balanceVoters(_ context.Context, peers []peer) (bool, error) {
+	conf := n.machine.configuration()
+	votes := func(id events.NodeID) bool {
+		s, ok := server(conf, id)
+		return ok && s.Suffrage == raft.Voter
+	}
+	wanted := voters(len(conf.Servers))
+	order := slices.Clone(peers)
+	slices.SortStableFunc(order, func(a, b peer) int {
+		first := func(p peer) int {
+			switch {
+			case p.Rank == 0:
+				return 0
+			case votes(p.Node):
+				return 1
+			}
+			return 2
+		}
+		return first(a) - first(b)
+	})
+	have := 0
+	for _, s := range conf.Servers {
+		if s.Suffrage == raft.Voter {
+			have++
+		}
+	}
+	index := n.State().Index
+	for i, p := range order {
+		caughtUp := p.Index+64 >= index
+		if i < wanted && !votes(p.Node) && caughtUp && (have < wanted || p.Rank == 0) {
+			n.log.Info("a node votes from now on", "node", p.Node, "peer_rank", p.Rank)
+			return true, n.raft.AddVoter(raft.ServerID(p.Node), raft.ServerAddress(p.Address), 0, enqueueTimeout).Error()
+		}
+	}
+	for i := len(order) - 1; i >= 0 && have > wanted; i-- {
+		if p := order[i]; p.Node != n.id && votes(p.Node) {
+			n.log.Info("a node votes no longer", "node", p.Node, "peer_rank", p.Rank)
+			return true, n.raft.DemoteVoter(raft.ServerID(p.Node), 0, enqueueTimeout).Error()
+		}
+	}
+	return false, nil
+}
+
+// handOver gives leadership to rank 0's node once it votes. A transfer that
+// worked may still report a timeout, so the error is only logged: the next look
+// at who leads tells.
+func (n *Node) handOver(_ context.Context, peers []peer) (bool, error) {
+	if len(peers) == 0 || peers[0].Rank != 0 || peers[0].Node == n.id {
+		return false, nil
+	}
+	to := peers[0]
+	if s, ok := server(n.machine.configuration(), to.Node); !ok || s.Suffrage != raft.Voter || to.Index+64 < n.State().Index {
+		return false, nil
+	}
+	err := n.raft.LeadershipTransferToServer(raft.ServerID(to.Node), raft.ServerAddress(to.Address)).Error()
+	n.log.Info("handing leadership to rank 0's node", "node", to.Node, "error", err)
+	return false, nil
+}
+
+// leaderName names the leader for people.
+func (n *Node) leaderName() string {
+	address, id := n.raft.LeaderWithID()
+	if id == "" {
+		return "unknown"
+	}
+	return string(id) + " at " + string(address)
+}

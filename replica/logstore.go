@@ -1,0 +1,272 @@
+package replica
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	wal "github.com/hashicorp/raft-wal"
+	walfs "github.com/hashicorp/raft-wal/fs"
+	"github.com/hashicorp/raft-wal/metadb"
+	"github.com/hashicorp/raft-wal/segment"
+	waltypes "github.com/hashicorp/raft-wal/types"
+	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
+)
+
+// The kinds of log stores. Both keep raft's log and its votes.
+const (
+	logStoreBolt = "boltdb" // two fsyncs a commit; the default
+	logStoreWAL  = "wal"    // one fsync a commit
+)
+
+const logStoreLockTimeout = time.Second
+
+// openLogStore opens raft's log and stable store under dir, which must exist.
+// A damaged file is an error here and not a panic later: the log also holds
+// this node's votes, so nothing is repaired or started afresh by itself.
+func openLogStore(kind string, dir string, noFsync bool) (raft.LogStore, raft.StableStore, io.Closer, error) {
+	var s logStore
+	var err error
+	var name string
+	switch kind {
+	case logStoreBolt:
+		name = filepath.Join(dir, "raft.db")
+		s, err = openBoltStore(name, noFsync)
+	case logStoreWAL:
+		name = filepath.Join(dir, "wal")
+		s, err = openWALStore(name, noFsync)
+	default:
+		err = fmt.Errorf("unknown log store %q: expected one of %q", kind, []string{logStoreBolt, logStoreWAL})
+	}
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if err := recovered(func() error { return readLog(s) }); err != nil {
+		return nil, nil, nil, errors.Join(damaged(name, err), s.Close())
+	}
+	return s, s, s, nil
+}
+
+type logStore interface {
+	raft.LogStore
+	raft.StableStore
+	io.Closer
+}
+
+// readLog decodes every entry from the newest back, because raft panics on one that it cannot read.
+// Snapshots keep the log short enough for that.
+func readLog(s raft.LogStore) error {
+	first, err := s.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := s.LastIndex()
+	if err != nil {
+		return err
+	}
+	for i := last; i >= first && i > 0; i-- {
+		var l raft.Log
+		err := s.GetLog(i, &l)
+		if errors.Is(err, raft.ErrLogNotFound) {
+			return nil // boltdb has a gap before an installed snapshot; raft never reads beyond
+		}
+		if err != nil {
+			return fmt.Errorf("entry %d: %w", i, err)
+		}
+		if l.Index != i {
+			return fmt.Errorf("entry %d: expected its own index in it, got %d", i, l.Index)
+		}
+	}
+	return nil
+}
+
+// damaged is the error for a store that cannot be read.
+func damaged(name string, err error) error {
+	return fmt.Errorf("%s is damaged: %w: stop this node, move its data directory aside and start it empty; "+
+		"it comes back as a new node and fetches the history from its peers", name, err)
+}
+
+func boltOptions(readOnly bool) *bbolt.Options {
+	return &bbolt.Options{
+		Timeout:        logStoreLockTimeout, // the default waits for ever
+		NoFreelistSync: true,                // rebuilt at open: no durability trade
+		FreelistType:   bbolt.FreelistMapType,
+		ReadOnly:       readOnly,
+	}
+}
+
+func openBoltStore(name string, noFsync bool) (logStore, error) {
+	if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
+		if err := createBoltStore(name); err != nil {
+			return nil, fmt.Errorf("cannot create %s: %w", name, err)
+		}
+	}
+	if err := verifyBolt(name); err != nil {
+		return nil, err
+	}
+	var s *raftboltdb.BoltStore
+	err := recovered(func() (err error) {
+		s, err = raftboltdb.New(raftboltdb.Options{Path: name, NoSync: noFsync, BoltOptions: boltOptions(false)})
+		return err
+	})
+	if err != nil {
+		return nil, boltError(name, err)
+	}
+	return s, nil
+}
+
+// createBoltStore makes an empty store under another name first, so that a
+// file of no or too few bytes under the real one is always damage.
+func createBoltStore(name string) error {
+	tmp := name + ".tmp"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	s, err := raftboltdb.New(raftboltdb.Options{Path: tmp, BoltOptions: boltOptions(false)})
+	if err != nil {
+		return err
+	}
+	if err := s.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, name); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(name))
+}
+
+// verifyBolt reads every page of a bbolt file. It has to come before a
+// read-write open: there, bbolt v1.5.0 with NoFreelistSync walks the pages in a
+// goroutine of its own (DB.freepages), whose panic nobody can recover.
+func verifyBolt(name string) error {
+	info, err := os.Stat(name)
+	if err != nil {
+		return fmt.Errorf("cannot read %s: %w", name, err)
+	}
+	if info.Size() == 0 {
+		return damaged(name, errors.New("the file is empty, expected at least two pages"))
+	}
+	err = recovered(func() error {
+		db, err := bbolt.Open(name, 0o600, boltOptions(true))
+		if err != nil {
+			return err
+		}
+		defer db.Close()
+		return db.View(func(tx *bbolt.Tx) error {
+			if tx.Size() > info.Size() {
+				return fmt.Errorf("expected %d bytes, got %d: the file was truncated", tx.Size(), info.Size())
+			}
+			return tx.ForEach(func(_ []byte, b *bbolt.Bucket) error { return readBucket(b) })
+		})
+	})
+	if err != nil {
+		return boltError(name, err)
+	}
+	return nil
+}
+
+// readBucket touches every byte, because a page that is not there only shows
+// when it is read.
+func readBucket(b *bbolt.Bucket) error {
+	var previous []byte
+	var sum byte
+	err := b.ForEach(func(k, v []byte) error {
+		if previous != nil && string(previous) >= string(k) {
+			return fmt.Errorf("expected ascending keys, got %.32x after %.32x", k, previous)
+		}
+		previous = append(previous[:0], k...)
+		for _, c := range v {
+			sum ^= c
+		}
+		return nil
+	})
+	runtime.KeepAlive(sum) // or the compiler may drop the reads
+	return err
+}
+
+// recovered turns a panic of fn, and a fault on a page beyond the end of a
+// mapped file, into an error.
+func recovered(fn func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%v", r)
+		}
+	}()
+	return fn()
+}
+
+func boltError(name string, err error) error {
+	if errors.Is(err, bbolterrors.ErrTimeout) {
+		return fmt.Errorf("%s is locked by another process (or by this one, opened twice), expected the lock within %s: "+
+			"stop the other esperd", name, logStoreLockTimeout)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("cannot open %s: %w: give this user read and write access", name, err)
+	}
+	return damaged(name, err)
+}
+
+// walStore closes what WAL.Close of v0.4.0 leaves open: the meta store's file
+// and its lock.
+type walStore struct {
+	*wal.WAL
+	meta *metadb.BoltMetaDB
+}
+
+func (s *walStore) Close() error { return errors.Join(s.WAL.Close(), s.meta.Close()) }
+
+func openWALStore(dir string, noFsync bool) (logStore, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("cannot create the log %s: %w", dir, err)
+	}
+	meta := filepath.Join(dir, metadb.FileName)
+	if _, err := os.Stat(meta); err == nil {
+		if err := verifyBolt(meta); err != nil { // also finds a held lock, for which the WAL would wait for ever
+			return nil, err
+		}
+	} else if files, _ := filepath.Glob(filepath.Join(dir, "*.wal")); len(files) > 0 {
+		return nil, damaged(meta, fmt.Errorf("it is missing although %s is there", files[0]))
+	}
+	s := &walStore{meta: &metadb.BoltMetaDB{}}
+	var vfs waltypes.VFS = walfs.New()
+	if noFsync {
+		vfs = noSyncVFS{vfs}
+	}
+	err := recovered(func() (err error) {
+		s.WAL, err = wal.Open(dir, wal.WithMetaStore(s.meta), wal.WithLogger(hclog.NewNullLogger()),
+			wal.WithSegmentFiler(segment.NewFiler(dir, vfs)))
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(damaged(dir, err), s.meta.Close())
+	}
+	return s, nil
+}
+
+// noSyncVFS is for simulated clusters: raft-wal has no option for it.
+type noSyncVFS struct{ waltypes.VFS }
+
+func (v noSyncVFS) Create(dir, name string, size uint64) (waltypes.WritableFile, error) {
+	f, err := v.VFS.Create(dir, name, size)
+	return noSyncFile{f}, err
+}
+
+func (v noSyncVFS) OpenWriter(dir, name string) (waltypes.WritableFile, error) {
+	f, err := v.VFS.OpenWriter(dir, name)
+	return noSyncFile{f}, err
+}
+
+type noSyncFile struct{ waltypes.WritableFile }
+
+func (noSyncFile) Sync() error { return nil }

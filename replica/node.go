@@ -1,0 +1,391 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
+)
+
+// Config is what a node needs to run. Zero timings take the defaults.
+type Config struct {
+	Rank  uint64
+	World uint64
+	Run   string   // empty: the log's, or a new one is made when the log is founded
+	Host  string   // for people
+	Join  []string // peers' addresses to ask when no other is known; rank 0's
+
+	Dir      *DataDir
+	LogStore string  // "boltdb" (default) or "wal"
+	Network  Network // how this node reaches the others
+	Logger   *slog.Logger
+	Timing   Timing
+
+	// SnapshotEvery is how many raft entries lie between two snapshots, and how
+	// many stay behind one; 0: 8192.
+	SnapshotEvery uint64
+
+	// Stores replaces the stores under Dir, for simulated clusters.
+	Stores *Stores
+}
+
+// Network is how nodes reach each other. Close is called once, last.
+type Network interface {
+	PeerClient
+	Transport() raft.Transport
+	Serve(handlers map[string]peerHandler, log *slog.Logger) // until Close; returns at once
+	Addr() string                                            // that other nodes can dial
+	Close() error
+}
+
+// Stores are where raft and the history keep what they write.
+type Stores struct {
+	Log       raft.LogStore
+	Stable    raft.StableStore
+	Snapshots raft.SnapshotStore
+	History   *events.History
+}
+
+// Timing holds the protocol's durations.
+type Timing struct {
+	Election      time.Duration // of rank 0's node; others wait three times as long
+	CommitTimeout time.Duration // the net under the nudger
+	Hello         time.Duration // between two hellos of a node
+	Drain         time.Duration // longest wait of Close for the other nodes
+}
+
+func (t Timing) withDefaults() Timing {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	set(&t.Election, 500*time.Millisecond)
+	set(&t.CommitTimeout, 5*time.Millisecond)
+	set(&t.Hello, 500*time.Millisecond)
+	set(&t.Drain, 10*time.Second)
+	return t
+}
+
+// Node is one replica: a data directory, its part in raft, its state machine.
+type Node struct {
+	cfg     Config
+	id      events.NodeID
+	log     *slog.Logger
+	raft    *raft.Raft
+	running atomic.Pointer[raft.Raft] // raft, for its own goroutine: it applies before NewRaft returns
+	machine *machine
+	history *events.History
+	logs    raft.LogStore
+	nudge   *nudger
+	closers []io.Closer // stores, closed after raft
+	net     Network
+
+	deciding      chan struct{} // holds one token: one decision in flight
+	barrier       barrier
+	roster        roster
+	outbox        outbox
+	registrations registrations
+	gap           chan struct{} // entries below the head are missing
+
+	peerHandlers map[string]peerHandler // what peers may call
+	handlers     map[string]peerHandler // what they may ask, by the doors
+	handlerMu    sync.RWMutex
+
+	empty bool // the directory held no log when the node started
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+	closed sync.Once
+}
+
+// Open starts the node and takes cfg.Network over; it is closed if Open fails.
+// Errors name the file or setting at fault; nothing that a directory holds is
+// ever reset.
+func Open(cfg Config) (*Node, error) {
+	cfg.Timing = cfg.Timing.withDefaults()
+	if cfg.World == 0 || cfg.Rank >= cfg.World {
+		return nil, errorf(events.CodeInvalidInput, "rank %d does not exist in a world of %d: expected 0 to world size - 1", cfg.Rank, cfg.World)
+	}
+	if run := cfg.Dir.Run(); run != "" && cfg.Run != "" && run != cfg.Run {
+		return nil, &RunMismatchError{Dir: cfg.Dir.Path(""), What: "run", Have: run, Got: cfg.Run}
+	}
+	n := &Node{cfg: cfg, id: cfg.Dir.Node(), net: cfg.Network, deciding: make(chan struct{}, 1), handlers: map[string]peerHandler{}, gap: make(chan struct{}, 1)}
+	n.log = cfg.Logger.With("rank", cfg.Rank)
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.roster.init()
+	n.outbox.init(cfg.Dir.Boots())
+	if err := n.start(); err != nil {
+		n.cancel()
+		err = errors.Join(err, n.net.Close())
+		for _, c := range n.closers {
+			err = errors.Join(err, c.Close())
+		}
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *Node) start() error {
+	stores, err := n.openStores()
+	if err != nil {
+		return err
+	}
+	n.logs, n.history = stores.Log, stores.History
+	n.closers = append(n.closers, n.history)
+	if n.machine, err = newMachine(n.log, n.history); err != nil {
+		return err
+	}
+	n.machine.joined = n.onJoined
+	n.machine.applied = n.onApplied
+	n.machine.rebased = n.backfillSoon
+	n.nudge = newNudger(n.net.Transport(), raft.ServerID(n.id), raft.ServerAddress(n.net.Addr()), raft.ProtocolVersionMax, n.log, time.Millisecond)
+
+	conf := n.raftConfig()
+	restore, err := n.mustRestore(stores.Snapshots)
+	if err != nil {
+		return err
+	}
+	conf.NoSnapshotRestoreOnStart = !restore
+	existing, err := raft.HasExistingState(stores.Log, stores.Stable, stores.Snapshots)
+	if err != nil {
+		return fmt.Errorf("looking for a log in %s: %w", n.cfg.Dir.Path("raft"), err)
+	}
+	if n.empty = !existing; n.empty && n.cfg.Dir.Lineage() != "" {
+		return errorf(events.CodeUnavailable, "data directory %s was part of log %s, but its raft log is gone: this node might vote twice; move the whole directory aside as evidence and start with an empty one, which is a new node and fetches the history from the others", n.cfg.Dir.Path(""), n.cfg.Dir.Lineage())
+	}
+	n.raft, err = raft.NewRaft(conf, n.machine, stores.Log, stores.Stable, stores.Snapshots, n.net.Transport())
+	if err != nil {
+		return fmt.Errorf("starting raft in %s: %w", n.cfg.Dir.Path(""), err)
+	}
+	n.running.Store(n.raft)
+	if f := n.raft.GetConfiguration(); f.Error() == nil {
+		n.machine.StoreConfiguration(f.Index(), f.Configuration())
+	}
+	if s := n.machine.state(); s.Lineage != "" {
+		n.onJoined(s) // the directory may not know it yet
+	}
+	n.installHandlers()
+	n.net.Serve(n.peerHandlers, n.log)
+	for _, run := range []func(){n.watchLeadership, n.sayHello, n.sendReports, n.fillHistory} {
+		n.work.Go(run)
+	}
+	return nil
+}
+
+// raftConfig gives rank 0's node a short election timeout and the others a long
+// one, so that leadership falls to it where nothing speaks against it.
+func (n *Node) raftConfig() *raft.Config {
+	c := raft.DefaultConfig()
+	c.LocalID = raft.ServerID(n.id)
+	c.ProtocolVersion = raft.ProtocolVersionMax
+	c.HeartbeatTimeout = n.cfg.Timing.Election
+	if n.cfg.Rank != 0 {
+		c.HeartbeatTimeout *= 3 // no more: a leader's heartbeats follow from its own timeout
+	}
+	c.ElectionTimeout = c.HeartbeatTimeout
+	c.LeaderLeaseTimeout = n.cfg.Timing.Election
+	c.CommitTimeout = n.cfg.Timing.CommitTimeout
+	if n.cfg.World > 16 {
+		c.CommitTimeout = 50 * time.Millisecond // idle traffic grows with the world
+	}
+	c.SnapshotInterval = 30 * time.Second
+	c.SnapshotThreshold, c.TrailingLogs = 8192, 8192
+	if n.cfg.SnapshotEvery > 0 {
+		c.SnapshotInterval = time.Second
+		c.SnapshotThreshold, c.TrailingLogs = n.cfg.SnapshotEvery, n.cfg.SnapshotEvery
+	}
+	c.BatchApplyCh = true
+	c.NoLegacyTelemetry = true
+	c.Logger = newRaftLogger(n.log)
+	return c
+}
+
+func (n *Node) openStores() (*Stores, error) {
+	if n.cfg.Stores != nil {
+		return n.cfg.Stores, nil
+	}
+	kind := n.cfg.LogStore
+	if kind == "" {
+		kind = "boltdb"
+	}
+	if err := os.MkdirAll(n.cfg.Dir.Path("raft"), 0o700); err != nil {
+		return nil, fmt.Errorf("making the directory of the raft log: %w", err)
+	}
+	logs, stable, closer, err := openLogStore(kind, n.cfg.Dir.Path("raft"), false)
+	if err != nil {
+		return nil, err
+	}
+	n.closers = append(n.closers, closer)
+	snapshots, err := raft.NewFileSnapshotStoreWithLogger(n.cfg.Dir.Path("raft"), 2, newRaftLogger(n.log))
+	if err != nil {
+		return nil, fmt.Errorf("opening the snapshots under %s: %w", n.cfg.Dir.Path("raft"), err)
+	}
+	history, err := events.OpenHistory(n.cfg.Dir.Path("history.db"), events.HistoryOptions{Logger: n.log})
+	if err != nil {
+		return nil, err
+	}
+	return &Stores{Log: logs, Stable: stable, Snapshots: snapshots, History: history}, nil
+}
+
+// mustRestore reports whether the newest raft snapshot is ahead of the history,
+// which happens when it came from the leader and the process died before the
+// history followed.
+func (n *Node) mustRestore(snapshots raft.SnapshotStore) (bool, error) {
+	list, err := snapshots.List()
+	if err != nil {
+		return false, fmt.Errorf("listing raft snapshots: %w", err)
+	}
+	h, _ := n.machine.now()
+	return len(list) > 0 && list[0].Index > h.raftIndex, nil
+}
+
+// onJoined is called once the log's identity is known here.
+func (n *Node) onJoined(s *fsm.State) {
+	if err := n.cfg.Dir.SetRun(s.Run, s.Lineage); err != nil {
+		n.machine.fail(err)
+		return
+	}
+	n.log.Info("part of the log", "run", s.Run, "lineage", s.Lineage, "index", s.Index)
+}
+
+// onApplied nudges the followers on, but only for entries that this node wrote:
+// only then did it lead their term.
+func (n *Node) onApplied(writer events.NodeID, raftIndex, term uint64) {
+	if r := n.running.Load(); writer == n.id && r != nil && r.State() == raft.Leader {
+		n.nudge.Applied(raftIndex, term, n.machine.configuration().Servers)
+	}
+}
+
+// ID returns the node's identity: that of its data directory.
+func (n *Node) ID() events.NodeID { return n.id }
+
+// State returns the state after the last entry applied here.
+func (n *Node) State() *fsm.State { return n.machine.state() }
+
+// Changed returns a channel that is closed when there is a newer state, or when
+// the node's phase changes.
+func (n *Node) Changed() <-chan struct{} { return n.machine.changes() }
+
+// Failed is closed when the node met an entry that it cannot read; Status tells
+// which, and the process should stop.
+func (n *Node) Failed() <-chan struct{} { return n.machine.failed }
+
+// Entry reads one entry of the history.
+func (n *Node) Entry(index uint64) (*events.Entry, events.Record, error) {
+	rec, err := n.history.Read(index)
+	if err != nil {
+		return nil, rec, err
+	}
+	e, err := events.Decode(rec.Entry)
+	return e, rec, err
+}
+
+// Find returns the index of a numbered call's entry, false while it is not
+// applied here. A call from before the history is complete is unavailable.
+func (n *Node) Find(id events.CallID) (uint64, bool, error) {
+	i, ok, err := n.history.Find(id)
+	if err != nil || ok {
+		return i, ok, err
+	}
+	if s := n.State(); id.Round < s.Round.Number || id.Round == s.Round.Number && id.Call < s.Cursor(id.Model).Calls {
+		return 0, false, errorf(events.CodeUnavailable, "call %d of model %s in round %d is decided, but this node has the history only from entry %d on and fetches the rest from the other ranks: try again", id.Call, id.Model, id.Round, n.history.CompleteFrom())
+	}
+	return 0, false, nil
+}
+
+// StateAt rebuilds the state after an entry, by replay from the nearest image.
+func (n *Node) StateAt(_ context.Context, index uint64) (*fsm.State, error) {
+	s := n.State()
+	switch {
+	case s.Index == index:
+		return s, nil
+	case index > s.Index:
+		return nil, errorf(events.CodeUnavailable, "entry %d is not applied here yet; the last one is %d", index, s.Index)
+	}
+	return replayTo(n.history, index)
+}
+
+// Status tells what this node knows, with or without a quorum.
+func (n *Node) Status() Status {
+	h, _ := n.machine.now()
+	phase, problem := n.machine.trouble()
+	s := Status{
+		Identity:     n.identity(h.state),
+		Phase:        phase,
+		Role:         "none",
+		Index:        h.index,
+		Chain:        h.chain,
+		CompleteFrom: n.history.CompleteFrom(),
+		HistoryLag:   n.history.Lag().Records,
+		RaftStats:    n.raft.Stats(),
+	}
+	if problem == nil {
+		problem = n.history.Err()
+	}
+	if problem != nil {
+		s.Problem = problem.Error()
+	}
+	for _, server := range n.machine.configuration().Servers {
+		if server.ID == raft.ServerID(n.id) {
+			s.Role = lower(n.raft.State().String())
+			s.Voter = server.Suffrage == raft.Voter
+		}
+	}
+	_, leader := n.raft.LeaderWithID()
+	s.Leader = events.NodeID(leader)
+	return s
+}
+
+func (n *Node) identity(s *fsm.State) Identity {
+	id := Identity{Node: n.id, Rank: n.cfg.Rank, World: n.cfg.World, Run: s.Run, Lineage: s.Lineage, Address: n.net.Addr(), Host: n.cfg.Host}
+	if id.Run == "" {
+		id.Run = n.cfg.Run
+	}
+	return id
+}
+
+// Close drains and stops the node: it flushes reports, waits until every other
+// live node has the last entry (at most Timing.Drain or ctx), and leaves
+// everything on disk.
+func (n *Node) Close(ctx context.Context) error {
+	drain, cancel := context.WithTimeout(ctx, n.cfg.Timing.Drain)
+	defer cancel()
+	n.drain(drain)
+	return n.stop(n.closers)
+}
+
+// Abort stops the node as a crash would: what was not written is lost. It is
+// for simulated clusters.
+func (n *Node) Abort() error {
+	return n.stop([]io.Closer{closer(n.history.Abandon)})
+}
+
+type closer func() error
+
+func (c closer) Close() error { return c() }
+
+func (n *Node) stop(closers []io.Closer) error {
+	var err error
+	n.closed.Do(func() {
+		n.cancel()
+		err = errors.Join(n.net.Close(), n.raft.Shutdown().Error())
+		n.nudge.Close()
+		n.work.Wait()
+		for i := len(closers) - 1; i >= 0; i-- {
+			err = errors.Join(err, closers[i].Close())
+		}
+	})
+	return err
+}

@@ -1,0 +1,207 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
+)
+
+const (
+	reportDelay   = 100 * time.Millisecond // reports wait for company, decisions go first
+	reportsAtOnce = 256
+)
+
+// reports are what one node tells the leader, numbered from its boot on, so
+// that none is recorded twice.
+type reports struct {
+	Node  events.NodeID          `cbor:"1,keyasint"`
+	First uint64                 `cbor:"2,keyasint"` // sequence number of Items[0]
+	Items []events.ShadowVerdict `cbor:"3,keyasint"`
+}
+
+// outbox keeps reports until the leader has them in the log.
+type outbox struct {
+	mu    sync.Mutex
+	first uint64 // sequence number of items[0]
+	items []events.ShadowVerdict
+	wake  chan struct{}
+	empty chan struct{} // closed while nothing waits
+}
+
+// init starts the numbering above everything that earlier boots used.
+func (o *outbox) init(boots uint64) {
+	o.first = boots<<32 + 1
+	o.wake = make(chan struct{}, 1)
+	o.empty = make(chan struct{})
+	close(o.empty)
+}
+
+func (o *outbox) add(v events.ShadowVerdict) {
+	o.mu.Lock()
+	if len(o.items) == 0 {
+		o.empty = make(chan struct{})
+	}
+	o.items = append(o.items, v)
+	o.mu.Unlock()
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (o *outbox) batch(node events.NodeID) reports {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	k := min(len(o.items), reportsAtOnce)
+	return reports{Node: node, First: o.first, Items: o.items[:k:k]}
+}
+
+func (o *outbox) sent(k int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.first += uint64(k)
+	o.items = o.items[k:]
+	if len(o.items) == 0 {
+		close(o.empty)
+	}
+}
+
+func (o *outbox) drained() <-chan struct{} {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.empty
+}
+
+// Report queues a shadow verdict for the log and returns at once. It arrives at
+// least once and is recorded once.
+func (n *Node) Report(v events.ShadowVerdict) { n.outbox.add(v) }
+
+func (n *Node) sendReports() {
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-n.outbox.wake:
+		}
+		if n.wait(reportDelay) != nil {
+			return
+		}
+		for batch := n.outbox.batch(n.id); len(batch.Items) > 0; batch = n.outbox.batch(n.id) {
+			err := n.callLeader(n.ctx, "report", batch, nil)
+			if err == nil {
+				n.outbox.sent(len(batch.Items))
+				continue
+			}
+			n.log.Debug("reports wait", "count", len(batch.Items), "error", err)
+			if n.wait(reportDelay) != nil {
+				return
+			}
+		}
+	}
+}
+
+func (n *Node) wait(d time.Duration) error {
+	return n.pause(n.ctx, nil, d)
+}
+
+// onReport is the leader's side: what is new goes into one entry.
+func (n *Node) onReport(ctx context.Context, req []byte) (any, error) {
+	var r reports
+	if err := events.Unmarshal(req, &r); err != nil {
+		return nil, errorf(events.CodeInvalidInput, "reports that do not decode: %v", err)
+	}
+	if n.raft.State() != raft.Leader {
+		return nil, errNotLeader
+	}
+	return nil, n.write(ctx, func(s *fsm.State) (*events.Entry, error) {
+		known := s.Source(r.Node).Sequence
+		var evs []events.Event
+		for i := range r.Items {
+			v := &r.Items[i]
+			if r.First+uint64(i) > known && (v.Key.Round != s.Round.Number || v.Rank < uint64(len(s.Round.Members))) {
+				evs = append(evs, events.Event{ShadowVerdict: v})
+			}
+		}
+		if len(evs) == 0 {
+			return nil, nil
+		}
+		evs = append(evs, events.Event{Reported: &events.Reported{Node: r.Node, Sequence: r.First + uint64(len(r.Items)) - 1}})
+		return &events.Entry{Kind: events.KindReport, Events: evs}, nil
+	})
+}
+
+// Fault ends the round for all ranks and returns when that is applied here.
+func (n *Node) Fault(ctx context.Context, f events.RoundFaulted) error {
+	for {
+		changed := n.Changed()
+		if r := n.State().Round; r.Number != f.Round || r.Fault != nil {
+			return nil
+		}
+		err := n.callLeader(ctx, "fault", f, nil)
+		if err != nil {
+			n.log.Warn("the round's fault is not in the log yet; trying again", "error", err)
+		}
+		if n.pause(ctx, changed, registerEvery) != nil {
+			return errorf(events.CodeUnavailable, "the fault of round %d could not be written in time (leader: %s)", f.Round, n.leaderName())
+		}
+	}
+}
+
+func (n *Node) onFault(ctx context.Context, req []byte) (any, error) {
+	var f events.RoundFaulted
+	if err := events.Unmarshal(req, &f); err != nil {
+		return nil, errorf(events.CodeInvalidInput, "a fault that does not decode: %v", err)
+	}
+	if n.raft.State() != raft.Leader {
+		return nil, errNotLeader
+	}
+	return nil, n.write(ctx, func(s *fsm.State) (*events.Entry, error) {
+		if s.Round.Number != f.Round || s.Round.Fault != nil {
+			return nil, nil
+		}
+		return &events.Entry{Kind: events.KindFault, Events: []events.Event{{RoundFaulted: &f}}}, nil
+	})
+}
+
+var errNotLeader = &Error{Code: events.CodeUnavailable, Reason: "this node does not lead"}
+
+// leaderCallTimeout bounds one request to the leader: its host may have
+// vanished, and there may be another one by now.
+const leaderCallTimeout = 2 * time.Second
+
+// callLeader puts a request to whoever leads, this node included. The error's
+// code survives the way.
+func (n *Node) callLeader(ctx context.Context, method string, req, resp any) error {
+	ctx, cancel := context.WithTimeout(ctx, leaderCallTimeout)
+	defer cancel()
+	if n.raft.State() == raft.Leader {
+		b, err := events.Marshal(req)
+		if err != nil {
+			return err
+		}
+		v, err := n.peerHandlers[method](ctx, b)
+		if err != nil || resp == nil {
+			return err
+		}
+		if b, err = events.Marshal(v); err != nil {
+			return err
+		}
+		return events.Unmarshal(b, resp)
+	}
+	address, _ := n.raft.LeaderWithID()
+	if address == "" {
+		return errorf(events.CodeUnavailable, "no leader is known")
+	}
+	err := n.net.Call(ctx, string(address), method, req, resp)
+	var refused *PeerError
+	if errors.As(err, &refused) {
+		return &Error{Code: refused.Code, Reason: refused.Text}
+	}
+	return err
+}

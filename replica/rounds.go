@@ -1,0 +1,128 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
+)
+
+// registerEvery is how often a waiting trainer's node repeats its registration;
+// the leader forgets one that is three times as old.
+const registerEvery = 200 * time.Millisecond
+
+// registration is a Registration with the node it came from.
+type registration struct {
+	Registration
+	Node    events.NodeID `cbor:"6,keyasint"`
+	Address string        `cbor:"7,keyasint"`
+	seen    time.Time
+}
+
+// registered says which ranks the leader still waits for.
+type registered struct {
+	Missing []uint64 `cbor:"1,keyasint,omitempty"`
+}
+
+// Register announces a trainer to the leader and returns when a round with
+// exactly this incarnation is open. It repeats itself, so that a new leader
+// learns of it. Errors: config-mismatch, not-authority (the trainer was replaced
+// by a newer one), unavailable (ctx ended).
+func (n *Node) Register(ctx context.Context, r Registration) (uint64, error) {
+	began := n.State().Round.Number
+	msg := registration{Registration: r, Node: n.id, Address: n.net.Addr()}
+	for {
+		changed := n.Changed()
+		round := n.State().Round
+		if r.Rank < uint64(len(round.Members)) {
+			switch m := round.Members[r.Rank]; {
+			case m.Node == n.id && m.Incarnation == r.Incarnation:
+				return round.Number, nil
+			case round.Number > began:
+				return 0, errorf(events.CodeNotAuthority, "round %d was opened with another trainer of rank %d (incarnation %s on node %s): this one is not part of it; connect again on all ranks to open the next round", round.Number, r.Rank, m.Incarnation, m.Node)
+			}
+		}
+		if phase, problem := n.machine.trouble(); phase == PhaseFailed || phase == PhaseDiverged {
+			return 0, errorf(events.CodeUnavailable, "this node cannot take part in a round: %v", problem)
+		}
+		var answer registered
+		err := n.callLeader(ctx, "register", msg, &answer)
+		var refused *Error
+		if errors.As(err, &refused) && refused.Code == events.CodeConfigMismatch {
+			return 0, err
+		}
+		if err := n.pause(ctx, changed, registerEvery); err != nil {
+			return 0, errorf(events.CodeUnavailable, "no round was opened in time: ranks %v of %d have not connected (leader: %s); start their trainers and connect again", answer.Missing, r.World, n.leaderName())
+		}
+	}
+}
+
+// pause waits for a change, at most for d.
+func (n *Node) pause(ctx context.Context, changed <-chan struct{}, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-changed:
+	case <-t.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-n.ctx.Done():
+		return n.ctx.Err()
+	}
+	return nil
+}
+
+// onRegister is the leader's side. When the trainers of all ranks are there, it
+// opens the round.
+func (n *Node) onRegister(ctx context.Context, req []byte) (any, error) {
+	var r registration
+	if err := events.Unmarshal(req, &r); err != nil {
+		return nil, errorf(events.CodeInvalidInput, "a registration that does not decode: %v", err)
+	}
+	if n.raft.State() != raft.Leader {
+		return nil, errNotLeader
+	}
+	if err := checkRegistration(n.State(), n.cfg.World, r); err != nil {
+		return nil, err
+	}
+	r.seen = time.Now()
+	missing, complete := n.registrations.put(n.State().Round, r)
+	if complete == nil {
+		return registered{Missing: missing}, nil
+	}
+	return registered{}, n.openRound(ctx, complete)
+}
+
+func checkRegistration(s *fsm.State, world uint64, r registration) error {
+	switch {
+	case r.World != world:
+		return errorf(events.CodeConfigMismatch, "world size: rank %d's trainer has %d, the leader's node has %d; start all with the same", r.Rank, r.World, world)
+	case r.Rank >= r.World:
+		return errorf(events.CodeConfigMismatch, "rank %d does not exist in a world of %d", r.Rank, r.World)
+	case s.Round.Number > 0 && uint64(len(s.Round.Members)) != r.World:
+		return errorf(events.CodeConfigMismatch, "world size: rank %d's trainer has %d, round %d of the log has %d; start the run with the same number of ranks", r.Rank, r.World, s.Round.Number, len(s.Round.Members))
+	}
+	return nil
+}
+
+// openRound writes the round's entry, unless the round has moved on meanwhile.
+func (n *Node) openRound(ctx context.Context, ranks []registration) error {
+	err := n.write(ctx, func(s *fsm.State) (*events.Entry, error) {
+		ev := &events.RoundOpened{Round: s.Round.Number + 1, Fingerprint: ranks[0].Fingerprint}
+		for _, r := range ranks {
+			if r.Rank < uint64(len(s.Round.Members)) && s.Round.Members[r.Rank].Incarnation == r.Incarnation {
+				return nil, nil // opened meanwhile
+			}
+			ev.Members = append(ev.Members, events.Member{Rank: r.Rank, Node: r.Node, Incarnation: r.Incarnation, Mode: r.Mode})
+		}
+		return &events.Entry{Kind: events.KindRound, Events: []events.Event{{RoundOpened: ev}}}, nil
+	})
+	if err == nil {
+		n.log.Info("round opened", "round", n.State().Round.Number, "fingerprint", ranks[0].Fingerprint)
+	}
+	return err
+}
