@@ -24,6 +24,8 @@ type statusAnswer struct {
 	Rank  uint64        `cbor:"2,keyasint"`
 	Index uint64        `cbor:"3,keyasint"`
 	Chain events.Digest `cbor:"4,keyasint"`
+
+	RaftLast uint64 `cbor:"5,keyasint,omitempty"` // last entry of its raft log, committed or not
 }
 
 func (n *Node) installHandlers() {
@@ -40,7 +42,7 @@ func (n *Node) installHandlers() {
 
 func (n *Node) onStatus(context.Context, []byte) (any, error) {
 	h, _ := n.machine.now()
-	return statusAnswer{Node: n.id, Rank: n.cfg.Rank, Index: h.index, Chain: h.chain}, nil
+	return statusAnswer{Node: n.id, Rank: n.cfg.Rank, Index: h.index, Chain: h.chain, RaftLast: n.raft.LastIndex()}, nil
 }
 
 // Handle answers the questions that other nodes Ask under this name.
@@ -77,13 +79,13 @@ func (n *Node) Ask(ctx context.Context, method string, q any) []Answer {
 	out := make([]Answer, len(others))
 	var wg sync.WaitGroup
 	for i, s := range others {
-		out[i] = Answer{Node: events.NodeID(s.ID), Address: string(s.Address), Err: err}
+		out[i] = Answer{Node: events.NodeID(s.ID), Address: hostOf(string(s.Address)), Err: err}
 		if err != nil {
 			continue
 		}
 		wg.Go(func() {
 			var raw cbor.RawMessage
-			out[i].Err = n.net.Call(ctx, out[i].Address, "ask", question{Method: method, Body: body}, &raw)
+			out[i].Err = n.net.Call(ctx, string(s.Address), "ask", question{Method: method, Body: body}, &raw)
 			out[i].Body = raw
 		})
 	}

@@ -25,7 +25,7 @@ func (n *Node) freshness() time.Duration { return 4 * n.cfg.Timing.Hello }
 func (n *Node) self() hello {
 	h, _ := n.machine.now()
 	id := n.identity(h.state)
-	return hello{Node: n.id, Rank: id.Rank, World: id.World, Run: id.Run, Lineage: id.Lineage, Address: id.Address,
+	return hello{Node: n.id, Rank: id.Rank, World: id.World, Run: id.Run, Lineage: id.Lineage, Address: n.net.Addr(),
 		Host: id.Host, Version: events.Version, Index: h.index, Empty: n.empty}
 }
 
@@ -55,7 +55,7 @@ func (n *Node) helloOnce() {
 	}
 	asked := []string{me.Address}
 	for _, address := range slices.Concat(n.cfg.Join, n.roster.hinted(), n.addresses()) {
-		if !slices.Contains(asked, address) {
+		if !containsHost(asked, address) {
 			asked = append(asked, address)
 			n.greet(me, address)
 		}
@@ -68,12 +68,19 @@ func (n *Node) helloOnce() {
 // greetStrangers lets an emptied node at a join address learn of this leader:
 // it knows nobody whom it could ask.
 func (n *Node) greetStrangers(me hello) {
-	known := append(n.addresses(), me.Address)
+	var known []string
+	for _, p := range n.roster.fresh(n.freshness()) {
+		known = append(known, p.Address)
+	}
 	for _, address := range n.cfg.Join {
-		if !slices.Contains(known, address) {
+		if !containsHost(known, address) {
 			n.greet(me, address)
 		}
 	}
+}
+
+func containsHost(list []string, address string) bool {
+	return slices.ContainsFunc(list, func(a string) bool { return sameHost(a, address) })
 }
 
 func (n *Node) addresses() []string {
@@ -106,8 +113,8 @@ func (n *Node) greet(me hello, address string) bool {
 		return false
 	}
 	n.roster.hint(w.Leader)
-	if w.Leader == "" || w.Leader == address || me.Lineage != "" {
-		return w.Leader == address
+	if w.Leader == "" || sameHost(w.Leader, address) || me.Lineage != "" {
+		return sameHost(w.Leader, address)
 	}
 	return n.net.Call(ctx, w.Leader, "hello", me, &w) == nil
 }
@@ -163,7 +170,7 @@ func (n *Node) checkClaim(ctx context.Context, me, h hello) error {
 	if !taken {
 		return nil
 	}
-	return errorf(events.CodeConfigMismatch, "rank %d is claimed by two nodes: %s at %s (host %s) and %s at %s (host %s); stop one, or correct its --rank", h.Rank, other.Node, other.Address, other.Host, h.Node, h.Address, h.Host)
+	return errorf(events.CodeConfigMismatch, "rank %d is claimed by two nodes: %s at %s (host %s) and %s at %s (host %s); stop one, or correct its --rank", h.Rank, other.Node, hostOf(other.Address), other.Host, h.Node, hostOf(h.Address), h.Host)
 }
 
 // maybeFound starts the log of a world in which nobody has one: the first

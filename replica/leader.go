@@ -80,6 +80,10 @@ func (n *Node) write(ctx context.Context, make func(*fsm.State) (*events.Entry, 
 	}
 }
 
+// members is raft's newest membership, which the leader's steps look at: what
+// the state machine was told may be a step behind.
+func (n *Node) members() raft.Configuration { return n.raft.GetConfiguration().Configuration() }
+
 func server(c raft.Configuration, id events.NodeID) (raft.Server, bool) {
 	i := slices.IndexFunc(c.Servers, func(s raft.Server) bool { return s.ID == raft.ServerID(id) })
 	if i < 0 {
@@ -90,7 +94,7 @@ func server(c raft.Configuration, id events.NodeID) (raft.Server, bool) {
 
 // admit lets a node into raft and into the log, and follows its address.
 func (n *Node) admit(ctx context.Context, peers []peer) (bool, error) {
-	conf := n.machine.configuration()
+	conf := n.members()
 	for _, p := range peers {
 		s, ok := server(conf, p.Node)
 		id, address := raft.ServerID(p.Node), raft.ServerAddress(p.Address)
@@ -127,9 +131,9 @@ func (n *Node) dropReplaced(ctx context.Context, peers []peer) (bool, error) {
 			return false
 		}
 		rank := slices.IndexFunc(members, func(m events.Member) bool { return m.Node == id })
-		return slices.ContainsFunc(peers, func(p peer) bool { return p.Address == address || rank >= 0 && p.Rank == uint64(rank) })
+		return slices.ContainsFunc(peers, func(p peer) bool { return sameHost(p.Address, address) || rank >= 0 && p.Rank == uint64(rank) })
 	}
-	conf := n.machine.configuration()
+	conf := n.members()
 	for _, s := range conf.Servers {
 		if replaced(events.NodeID(s.ID), string(s.Address)) {
 			n.log.Warn("removing a node that another one has replaced", "node", s.ID, "address", s.Address)
@@ -147,7 +151,7 @@ func (n *Node) dropReplaced(ctx context.Context, peers []peer) (bool, error) {
 // balanceVoters keeps the voters few: rank 0's node first, then who votes
 // already, then by rank.
 func (n *Node) balanceVoters(_ context.Context, peers []peer) (bool, error) {
-	conf := n.machine.configuration()
+	conf := n.members()
 	votes := func(id events.NodeID) bool {
 		s, ok := server(conf, id)
 		return ok && s.Suffrage == raft.Voter
@@ -180,7 +184,7 @@ func (n *Node) balanceVoters(_ context.Context, peers []peer) (bool, error) {
 			return true, n.raft.AddVoter(raft.ServerID(p.Node), raft.ServerAddress(p.Address), 0, enqueueTimeout).Error()
 		}
 	}
-	for i := len(order) - 1; i >= 0 && have > wanted; i-- {
+	for i := len(order) - 1; i >= wanted && have > wanted; i-- {
 		if p := order[i]; p.Node != n.id && votes(p.Node) {
 			n.log.Info("a node votes no longer", "node", p.Node, "peer_rank", p.Rank)
 			return true, n.raft.DemoteVoter(raft.ServerID(p.Node), 0, enqueueTimeout).Error()
@@ -189,20 +193,38 @@ func (n *Node) balanceVoters(_ context.Context, peers []peer) (bool, error) {
 	return false, nil
 }
 
-// handOver gives leadership to rank 0's node once it votes. A transfer that
-// worked may still report a timeout, so the error is only logged: the next look
-// at who leads tells.
-func (n *Node) handOver(_ context.Context, peers []peer) (bool, error) {
+// handOver gives leadership to rank 0's node once it votes and has everything:
+// it is told to stand for election now (TimeoutNow, Ongaro's thesis 3.10). Raft's
+// own LeadershipTransferToServer is not used, since in v1.7.3 it can stay "in
+// progress" for ever when the target falls silent, and the node then refuses
+// every proposal (found by test/sim).
+func (n *Node) handOver(ctx context.Context, peers []peer) (bool, error) {
 	if len(peers) == 0 || peers[0].Rank != 0 || peers[0].Node == n.id {
 		return false, nil
 	}
 	to := peers[0]
-	if s, ok := server(n.machine.configuration(), to.Node); !ok || s.Suffrage != raft.Voter || to.Index+64 < n.State().Index {
+	if s, ok := server(n.members(), to.Node); !ok || s.Suffrage != raft.Voter {
 		return false, nil
 	}
-	err := n.raft.LeadershipTransferToServer(raft.ServerID(to.Node), raft.ServerAddress(to.Address)).Error()
-	n.log.Info("handing leadership to rank 0's node", "node", to.Node, "error", err)
-	return false, nil
+	if err := n.takeTurn(ctx); err != nil {
+		return false, err
+	}
+	defer n.endTurn()
+	if err := n.lead(ctx); err != nil {
+		return false, err
+	}
+	var a statusAnswer
+	ask, cancel := context.WithTimeout(ctx, n.cfg.Timing.Election)
+	defer cancel()
+	if err := n.net.Call(ask, to.Address, "status", nil, &a); err != nil || a.Node != to.Node || a.RaftLast < n.raft.LastIndex() {
+		return false, nil // it could not win an election yet: the next look tells
+	}
+	n.log.Info("handing leadership to rank 0's node", "node", to.Node)
+	req := &raft.TimeoutNowRequest{RPCHeader: n.nudge.header}
+	err := n.net.Transport().TimeoutNow(raft.ServerID(to.Node), raft.ServerAddress(to.Address), req, &raft.TimeoutNowResponse{})
+	for n.raft.State() == raft.Leader && ctx.Err() == nil && n.pause(ctx, nil, 5*time.Millisecond) == nil {
+	}
+	return false, err
 }
 
 // leaderName names the leader for people.
@@ -211,5 +233,5 @@ func (n *Node) leaderName() string {
 	if id == "" {
 		return "unknown"
 	}
-	return string(id) + " at " + string(address)
+	return string(id) + " at " + hostOf(string(address))
 }

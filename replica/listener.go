@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/esperd/esperd/events"
 )
 
 // The first byte on a peer connection says who it is for; greetingTail follows
@@ -25,6 +27,11 @@ const (
 
 	greetingTail = "esp1"
 	refusal      = "!!!!!" // the answer to anything else
+
+	// Then the dialling side says which node it wants, or that any will do.
+	anyNode = "--------------------------------"
+	here    = 'y'
+	notHere = 'n'
 )
 
 const (
@@ -44,6 +51,7 @@ type ListenOptions struct {
 	Listen    string        // HOST:PORT; an empty host is every address, port 0 any free one
 	Advertise string        // host that peers dial; empty: the one of Listen
 	Security  *PeerSecurity // nil: plaintext
+	Node      events.NodeID // who listens; peers that look for another node are refused
 	Log       *slog.Logger
 }
 
@@ -53,6 +61,7 @@ type Listener struct {
 	tcp      net.Listener
 	addr     peerAddr
 	security *PeerSecurity
+	node     events.NodeID
 	log      *slog.Logger
 	raft     *muxListener
 	rpc      *muxListener
@@ -85,7 +94,8 @@ func newListener(tcp net.Listener, addr peerAddr, o ListenOptions) *Listener {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	l := &Listener{tcp: tcp, addr: addr, security: o.Security, log: o.Log, conns: map[*peerConn]struct{}{}}
+	addr = peerAddr(addressOf(string(addr), o.Node))
+	l := &Listener{tcp: tcp, addr: addr, node: o.Node, security: o.Security, log: o.Log, conns: map[*peerConn]struct{}{}}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.raft = newMuxListener(addr)
 	l.rpc = newMuxListener(addr)
@@ -241,7 +251,25 @@ func (l *Listener) handshake(c *peerConn, peer string) (*muxListener, error) {
 	if _, err := c.Write(got); err != nil {
 		return nil, l.security.explain(peer, err)
 	}
+	if err := l.checkWanted(c, peer); err != nil {
+		return nil, err
+	}
 	return to, c.SetDeadline(time.Time{})
+}
+
+// checkWanted refuses a peer that looks for another node: one that was here
+// before. Raft would take this node's vote for that one's.
+func (l *Listener) checkWanted(c *peerConn, peer string) error {
+	wanted := make([]byte, len(anyNode))
+	if _, err := io.ReadFull(c, wanted); err != nil {
+		return l.security.explain(peer, err)
+	}
+	if w := string(wanted); w != anyNode && w != string(l.node) {
+		_, _ = c.Write([]byte{notHere})
+		return fmt.Errorf("peer %s looks for node %s, this is node %s", peer, w, l.node)
+	}
+	_, err := c.Write([]byte{here})
+	return err
 }
 
 const plaintextRemedy = "give this node the job's --secret-file (ESPERD_SECRET_FILE)"
@@ -256,7 +284,8 @@ func (l *Listener) dial(ctx context.Context, addr string, first byte) (net.Conn,
 	defer cancel()
 	defer context.AfterFunc(l.ctx, cancel)()
 	var d net.Dialer
-	raw, err := d.DialContext(ctx, "tcp", addr)
+	host, wanted := splitAddress(addr)
+	raw, err := d.DialContext(ctx, "tcp", host)
 	if err != nil {
 		return nil, fmt.Errorf("cannot reach peer %s: %w", addr, err)
 	}
@@ -266,6 +295,9 @@ func (l *Listener) dial(ctx context.Context, addr string, first byte) (net.Conn,
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.closeRaw() })
 	err = l.greet(c, addr, first)
+	if err == nil {
+		err = l.ask(c, host, wanted)
+	}
 	if !stop() {
 		err = fmt.Errorf("connection with peer %s: %w", addr, ctx.Err()) // the cause of whatever greet saw
 	}
@@ -277,6 +309,25 @@ func (l *Listener) dial(ctx context.Context, addr string, first byte) (net.Conn,
 		return nil, err
 	}
 	return c, nil
+}
+
+// ask is the dialling side of checkWanted.
+func (l *Listener) ask(c *peerConn, host string, wanted events.NodeID) error {
+	id := string(wanted)
+	if id == "" {
+		id = anyNode
+	}
+	if _, err := io.WriteString(c, id); err != nil {
+		return l.security.explain(host, err)
+	}
+	var answer [1]byte
+	if _, err := io.ReadFull(c, answer[:]); err != nil {
+		return l.security.explain(host, err)
+	}
+	if answer[0] != here {
+		return fmt.Errorf("at %s there is another node now, not %s: its data directory was replaced", host, wanted)
+	}
+	return nil
 }
 
 // greet is the dialling side of handshake.

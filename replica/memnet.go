@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/esperd/esperd/events"
 )
 
 // memTimeout is how long a raft message waits on a link that is cut, in fake
@@ -42,7 +44,8 @@ func NewMemNetwork() *MemNetwork {
 // and server of its address.
 type MemNode struct {
 	net      *MemNetwork
-	addr     string
+	addr     string // without the node
+	id       events.NodeID
 	raft     *memTransport
 	ctx      context.Context // ends when the node closes
 	cancel   context.CancelFunc
@@ -51,10 +54,12 @@ type MemNode struct {
 	log      *slog.Logger
 }
 
-// Join puts a node at addr. A node that was there before is cut off for good,
+// Join puts a node at addr, HOST:PORT#NODE or without the node. A node that was there before is cut off for good,
 // as by a restart: what was sent to it is lost.
 func (n *MemNetwork) Join(addr string) *MemNode {
-	node := &MemNode{net: n, addr: addr}
+	node := &MemNode{net: n}
+	node.addr, node.id = splitAddress(addr)
+	addr = node.addr
 	node.ctx, node.cancel = context.WithCancel(context.Background())
 	node.raft = newMemTransport(node)
 	n.mu.Lock()
@@ -66,9 +71,9 @@ func (n *MemNetwork) Join(addr string) *MemNode {
 		old.Close()
 	}
 	// raft.InmemTransport finds its peers by itself; the links decide what passes.
-	for a, other := range others {
-		node.raft.InmemTransport.Connect(raft.ServerAddress(a), other.raft.InmemTransport)
-		other.raft.InmemTransport.Connect(raft.ServerAddress(addr), node.raft.InmemTransport)
+	for _, other := range others {
+		node.raft.InmemTransport.Connect(raft.ServerAddress(other.Addr()), other.raft.InmemTransport)
+		other.raft.InmemTransport.Connect(raft.ServerAddress(node.Addr()), node.raft.InmemTransport)
 	}
 	return node
 }
@@ -113,14 +118,17 @@ func (n *MemNetwork) SetDelay(delay func(from, to string) time.Duration) {
 	n.delay = delay
 }
 
-// at returns the node at the other end of an open link; nil: there is none.
+// at returns the node at the other end of an open link; nil: there is none, or
+// another one than is wanted.
 func (n *MemNetwork) at(from, to string) *MemNode {
+	to, wanted := splitAddress(to)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.cut[memLink{from, to}] {
+	node := n.nodes[to]
+	if n.cut[memLink{from, to}] || node == nil || wanted != "" && wanted != node.id {
 		return nil
 	}
-	return n.nodes[to]
+	return node
 }
 
 // carry takes one message over a link: after the link's delay it is there, or
@@ -129,20 +137,23 @@ func (n *MemNetwork) carry(ctx context.Context, from, to string) (*MemNode, erro
 	n.mu.Lock()
 	delay := n.delay
 	n.mu.Unlock()
+	sent := n.at(from, to) != nil // what goes into a cut link stays lost when it heals
 	if delay != nil {
-		if !sleep(ctx, delay(from, to)) {
+		if !sleep(ctx, delay(from, hostOf(to))) {
 			return nil, ctx.Err()
 		}
 	}
-	if node := n.at(from, to); node != nil {
-		return node, nil
+	if sent {
+		if node := n.at(from, to); node != nil {
+			return node, nil
+		}
 	}
 	<-ctx.Done()
 	return nil, fmt.Errorf("%w (%w)", errLost, ctx.Err())
 }
 
 // Addr is the node's address.
-func (m *MemNode) Addr() string { return m.addr }
+func (m *MemNode) Addr() string { return addressOf(m.addr, m.id) }
 
 // Transport is the node's raft transport.
 func (m *MemNode) Transport() raft.Transport { return m.raft }

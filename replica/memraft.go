@@ -23,7 +23,7 @@ var (
 )
 
 func newMemTransport(node *MemNode) *memTransport {
-	_, t := raft.NewInmemTransportWithTimeout(raft.ServerAddress(node.addr), memTimeout)
+	_, t := raft.NewInmemTransportWithTimeout(raft.ServerAddress(node.Addr()), memTimeout)
 	return &memTransport{InmemTransport: t, node: node}
 }
 

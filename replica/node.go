@@ -152,8 +152,12 @@ func (n *Node) start() error {
 	n.machine.rebased = n.backfillSoon
 	n.nudge = newNudger(n.net.Transport(), raft.ServerID(n.id), raft.ServerAddress(n.net.Addr()), raft.ProtocolVersionMax, n.log, time.Millisecond)
 
+	logs, snapshots, err := newAnchor(stores.Log, stores.Snapshots)
+	if err != nil {
+		return err
+	}
 	conf := n.raftConfig()
-	restore, err := n.mustRestore(stores.Snapshots)
+	restore, err := n.mustRestore(snapshots)
 	if err != nil {
 		return err
 	}
@@ -165,7 +169,7 @@ func (n *Node) start() error {
 	if n.empty = !existing; n.empty && n.cfg.Dir.Lineage() != "" {
 		return errorf(events.CodeUnavailable, "data directory %s was part of log %s, but its raft log is gone: this node might vote twice; move the whole directory aside as evidence and start with an empty one, which is a new node and fetches the history from the others", n.cfg.Dir.Path(""), n.cfg.Dir.Lineage())
 	}
-	n.raft, err = raft.NewRaft(conf, n.machine, stores.Log, stores.Stable, stores.Snapshots, n.net.Transport())
+	n.raft, err = raft.NewRaft(conf, n.machine, logs, stores.Stable, snapshots, n.net.Transport())
 	if err != nil {
 		return fmt.Errorf("starting raft in %s: %w", n.cfg.Dir.Path(""), err)
 	}
@@ -349,7 +353,7 @@ func (n *Node) Status() Status {
 }
 
 func (n *Node) identity(s *fsm.State) Identity {
-	id := Identity{Node: n.id, Rank: n.cfg.Rank, World: n.cfg.World, Run: s.Run, Lineage: s.Lineage, Address: n.net.Addr(), Host: n.cfg.Host}
+	id := Identity{Node: n.id, Rank: n.cfg.Rank, World: n.cfg.World, Run: s.Run, Lineage: s.Lineage, Address: hostOf(n.net.Addr()), Host: n.cfg.Host}
 	if id.Run == "" {
 		id.Run = n.cfg.Run
 	}

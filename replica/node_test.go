@@ -20,7 +20,7 @@ func openNode(t *testing.T, dir string, rank, world uint64, listen string, join 
 	d, err := OpenDataDir(dir, DataDirOptions{})
 	require.NoError(t, err)
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
-	nw, err := NewNetwork(ListenOptions{Listen: listen, Log: log})
+	nw, err := NewNetwork(ListenOptions{Listen: listen, Node: d.Node(), Log: log})
 	require.NoError(t, err)
 	n, err := Open(Config{Rank: rank, World: world, Dir: d, Network: nw, Logger: log, Join: join, Host: "test"})
 	require.NoError(t, err)

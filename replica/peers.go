@@ -3,6 +3,7 @@ package replica
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -124,7 +125,13 @@ type httpPeers struct {
 // are kept, a few for each address.
 func newHTTPPeers(dial func(ctx context.Context, addr string) (net.Conn, error)) *httpPeers {
 	t := &http.Transport{
-		DialContext:         func(ctx context.Context, _, addr string) (net.Conn, error) { return dial(ctx, addr) },
+		DialContext: func(ctx context.Context, _, poolHost string) (net.Conn, error) {
+			addr, err := hex.DecodeString(strings.TrimSuffix(poolHost, poolPort))
+			if err != nil {
+				return nil, err
+			}
+			return dial(ctx, string(addr))
+		},
 		DisableCompression:  true,
 		MaxIdleConnsPerHost: 4,
 		IdleConnTimeout:     90 * time.Second,
@@ -133,13 +140,17 @@ func newHTTPPeers(dial func(ctx context.Context, addr string) (net.Conn, error))
 	return &httpPeers{client: &http.Client{Transport: t, CheckRedirect: stay}, transport: t}
 }
 
+// poolPort ends the host part of a URL, which is only the name of a connection
+// pool: an address in hexadecimal, since net/http would not take one with a node.
+const poolPort = ":80"
+
 // Call implements PeerClient.
 func (p *httpPeers) Call(ctx context.Context, addr, method string, req, resp any) error {
 	b, err := encodeRequest(method, req)
 	if err != nil {
 		return err
 	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+peerPathPrefix+method, bytes.NewReader(b))
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+hex.EncodeToString([]byte(addr))+poolPort+peerPathPrefix+method, bytes.NewReader(b))
 	if err != nil {
 		return fmt.Errorf("peer %s, method %s: %w", addr, method, err)
 	}

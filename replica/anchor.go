@@ -1,0 +1,88 @@
+package replica
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/hashicorp/raft"
+)
+
+// anchor makes raft v1.7.3 accept the entry at its newest snapshot as the one
+// before the next. Raft looks it up in the log alone: where a snapshot came
+// from the leader it is not there, or an older, conflicting one is, and then the
+// follower refuses what follows for ever and is sent the same snapshot again and
+// again (hashicorp/raft issues 205 and 697; found here by test/sim). So the log
+// store answers for that one index with the snapshot's term.
+type anchor struct {
+	raft.LogStore
+	snapshots raft.SnapshotStore
+
+	mu          sync.Mutex
+	index, term uint64
+}
+
+// newAnchor wraps both stores; the returned ones are what raft is given.
+func newAnchor(logs raft.LogStore, snapshots raft.SnapshotStore) (raft.LogStore, raft.SnapshotStore, error) {
+	a := &anchor{LogStore: logs, snapshots: snapshots}
+	list, err := snapshots.List()
+	if err != nil {
+		return nil, nil, fmt.Errorf("listing raft snapshots: %w", err)
+	}
+	if len(list) > 0 {
+		a.index, a.term = list[0].Index, list[0].Term
+	}
+	return a, anchoredSnapshots{snapshots, a}, nil
+}
+
+// GetLog implements raft.LogStore.
+func (a *anchor) GetLog(index uint64, out *raft.Log) error {
+	err := a.LogStore.GetLog(index, out)
+	a.mu.Lock()
+	at, term := a.index, a.term
+	a.mu.Unlock()
+	if index != at || term == 0 || err == nil && out.Term == term || err != nil && !errors.Is(err, raft.ErrLogNotFound) {
+		return err
+	}
+	*out = raft.Log{Index: at, Term: term, Type: raft.LogNoop}
+	return nil
+}
+
+// IsMonotonic implements raft.MonotonicLogStore for those stores that are.
+func (a *anchor) IsMonotonic() bool {
+	m, ok := a.LogStore.(raft.MonotonicLogStore)
+	return ok && m.IsMonotonic()
+}
+
+type anchoredSnapshots struct {
+	raft.SnapshotStore
+	anchor *anchor
+}
+
+// Create implements raft.SnapshotStore.
+func (s anchoredSnapshots) Create(version raft.SnapshotVersion, index, term uint64, c raft.Configuration, ci uint64, t raft.Transport) (raft.SnapshotSink, error) {
+	sink, err := s.SnapshotStore.Create(version, index, term, c, ci, t)
+	if err != nil {
+		return nil, err
+	}
+	return &anchoringSink{sink, s.anchor, index, term}, nil
+}
+
+// anchoringSink moves the anchor once the snapshot is complete.
+type anchoringSink struct {
+	raft.SnapshotSink
+	anchor      *anchor
+	index, term uint64
+}
+
+func (s *anchoringSink) Close() error {
+	if err := s.SnapshotSink.Close(); err != nil {
+		return err
+	}
+	s.anchor.mu.Lock()
+	defer s.anchor.mu.Unlock()
+	if s.index >= s.anchor.index {
+		s.anchor.index, s.anchor.term = s.index, s.term
+	}
+	return nil
+}

@@ -1,0 +1,264 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/replica"
+)
+
+// world is a cluster in simulated time: a host a rank, an in-memory network,
+// real history files.
+type world struct {
+	net   *replica.MemNetwork
+	hosts []*host
+	dir   string
+	log   *slog.Logger
+	every uint64 // raft entries between two snapshots
+}
+
+// host is one rank's machine. Its node comes and goes, its disk stays, until it
+// is wiped.
+type host struct {
+	w    *world
+	rank uint64
+	addr string
+
+	mu    sync.Mutex
+	node  *replica.Node // nil: down
+	data  *replica.DataDir
+	disk  *disk
+	ghost bool // crashed at a write: what it still does reaches nobody
+	wipes int
+	kept  *disk  // of the moment of the crash
+	json  []byte // node.json, likewise
+}
+
+var errDead = errors.New("the host has crashed")
+
+func newWorld(size uint64, dir string, every uint64, log *slog.Logger) *world {
+	if log == nil {
+		log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	w := &world{net: replica.NewMemNetwork(), dir: dir, log: log, every: every}
+	for rank := range size {
+		w.hosts = append(w.hosts, &host{w: w, rank: rank, addr: fmt.Sprintf("host%d:1", rank), disk: newDisk()})
+	}
+	return w
+}
+
+func (h *host) path() string {
+	return filepath.Join(h.w.dir, fmt.Sprintf("rank%d-%d", h.rank, h.wipes))
+}
+
+// start opens the host's node on what its disk holds.
+func (h *host) start() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.node != nil {
+		return nil
+	}
+	data, err := replica.OpenDataDir(h.path(), replica.DataDirOptions{NoFsync: true})
+	if err != nil {
+		return err
+	}
+	d := h.disk
+	d.onCrash = func() { h.crashed(d) }
+	history, err := events.OpenHistory(data.Path("history.db"), events.HistoryOptions{Logger: h.w.log, NoSync: true, BeforeWrite: func() error {
+		if h.isGhost(d) {
+			return errDead
+		}
+		d.write(func() {})
+		if h.isGhost(d) {
+			return errDead
+		}
+		return nil
+	}})
+	if err != nil {
+		return errors.Join(err, data.Close())
+	}
+	n, err := replica.Open(replica.Config{
+		Rank: h.rank, World: uint64(len(h.w.hosts)), Run: "sim", Host: h.addr, Join: []string{h.w.hosts[0].addr}, Dir: data,
+		Network: h.w.net.Join(h.addr + "#" + string(data.Node())), Logger: h.w.log, SnapshotEvery: h.w.every,
+		Timing: replica.Timing{CommitTimeout: 50 * time.Millisecond},
+		Stores: &replica.Stores{Log: d, Stable: d, Snapshots: d, History: history},
+	})
+	if err != nil {
+		return errors.Join(err, data.Close())
+	}
+	h.node, h.data = n, data
+	return nil
+}
+
+// reconnect brings the host's links back, but none to a host that has crashed:
+// what a ghost does must reach nobody.
+func (h *host) reconnect() {
+	for _, other := range h.w.hosts {
+		if other != h && !other.dying() {
+			h.w.net.Heal(h.addr, other.addr)
+			h.w.net.Heal(other.addr, h.addr)
+		}
+	}
+}
+
+// crashed is called by the disk at the write before which the host dies.
+func (h *host) crashed(d *disk) {
+	h.ghostly(d)
+	h.w.net.Isolate(h.addr)
+}
+
+func (h *host) ghostly(d *disk) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.disk == d && !h.ghost {
+		h.ghost, h.kept = true, d.clone()
+		h.json, _ = os.ReadFile(filepath.Join(h.path(), "node.json"))
+	}
+}
+
+func (h *host) dying() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ghost
+}
+
+func (h *host) isGhost(d *disk) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ghost || h.disk != d
+}
+
+func (h *host) current() *disk {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.disk
+}
+
+// alive returns the running node, nil while the host is down or dying.
+func (h *host) alive() *replica.Node {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ghost {
+		return nil
+	}
+	return h.node
+}
+
+// crash stops the host as a power cut would; what was written stays.
+func (h *host) crash() error {
+	d := h.current()
+	d.mu.Lock()
+	h.crashed(d)
+	d.mu.Unlock()
+	return h.bury()
+}
+
+// bury clears away a host that crashed.
+func (h *host) bury() error {
+	h.mu.Lock()
+	n, data := h.node, h.data
+	h.mu.Unlock()
+	if n == nil {
+		return nil
+	}
+	err := errors.Join(n.Abort(), data.Close())
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.kept != nil {
+		h.disk = h.kept
+		err = errors.Join(err, os.WriteFile(filepath.Join(h.path(), "node.json"), h.json, 0o600))
+	}
+	h.node, h.data, h.ghost, h.kept = nil, nil, false, nil
+	return err
+}
+
+// wipe replaces the disk of a host that is down: it comes back as another node.
+func (h *host) wipe() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.disk = newDisk()
+	h.wipes++
+}
+
+// heal brings every host up and every link back.
+func (w *world) heal() error {
+	w.net.SetDelay(nil)
+	for _, h := range w.hosts {
+		d := h.current()
+		d.mu.Lock()
+		d.delay, d.crashAt = 0, 0
+		d.mu.Unlock()
+		if h.dying() {
+			if err := h.bury(); err != nil {
+				return fmt.Errorf("rank %d: burying: %w", h.rank, err)
+			}
+		}
+	}
+	w.net.HealAll()
+	for _, h := range w.hosts {
+		if err := h.start(); err != nil {
+			return fmt.Errorf("rank %d: starting: %w", h.rank, err)
+		}
+	}
+	return nil
+}
+
+func (w *world) close() error {
+	var err error
+	for _, h := range w.hosts {
+		err = errors.Join(err, h.bury())
+	}
+	return err
+}
+
+// tempDir is in memory where the system has such a place.
+func tempDir() (string, error) {
+	base := "/dev/shm"
+	if _, err := os.Stat(base); err != nil {
+		base = ""
+	}
+	return os.MkdirTemp(base, "esperd-sim-")
+}
+
+// settle waits until every node has the same last entry, rank 0's node leads,
+// and every history is complete; ctx bounds it, in simulated time.
+func (w *world) settle(ctx context.Context) error {
+	for {
+		why := w.unsettled()
+		if why == "" {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the world did not settle: %s", why)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func (w *world) unsettled() string {
+	first := w.hosts[0].alive().Status()
+	if first.Role != "leader" {
+		return fmt.Sprintf("rank 0's node is %s, the leader is %s", first.Role, first.Leader)
+	}
+	for _, h := range w.hosts {
+		s := h.alive().Status()
+		switch {
+		case s.Phase != replica.PhaseMember:
+			return fmt.Sprintf("rank %d is %s: %s", h.rank, s.Phase, s.Problem)
+		case s.Index != first.Index || s.Chain != first.Chain:
+			return fmt.Sprintf("rank %d has entry %d (chain %s), rank 0 entry %d (chain %s)", h.rank, s.Index, s.Chain.Short(), first.Index, first.Chain.Short())
+		case s.CompleteFrom != 1:
+			return fmt.Sprintf("rank %d has the history only from entry %d on", h.rank, s.CompleteFrom)
+		}
+	}
+	return ""
+}
