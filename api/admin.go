@@ -1,0 +1,173 @@
+package api
+
+import (
+	"encoding/json"
+
+	"github.com/esperd/esperd/events"
+)
+
+// State answers GET /v1/state: what this node knows, also without quorum.
+type State struct {
+	Run     string        `json:"run_id"`
+	Lineage string        `json:"lineage"`
+	Node    events.NodeID `json:"node"`
+	Rank    uint64        `json:"rank"`
+	World   uint64        `json:"world_size"`
+	Version string        `json:"version" doc:"of esperd"`
+
+	Phase        string        `json:"phase" enum:"joining,member,diverged,failed" doc:"joining: not yet part of a log"`
+	Role         string        `json:"role" enum:"leader,follower,candidate,none"`
+	Voter        bool          `json:"voter"`
+	Leader       events.NodeID `json:"leader,omitempty"`
+	Quorum       bool          `json:"quorum" doc:"a leader is known: what follows is current up to its last heartbeat; false: it is what this node knew last"`
+	Index        uint64        `json:"index" doc:"of the last entry applied here"`
+	Chain        events.Digest `json:"chain"`
+	Bookkeeping  events.Digest `json:"bookkeeping"`
+	CompleteFrom uint64        `json:"complete_from" doc:"first index of the history that is here without a gap"`
+	Problem      string        `json:"problem,omitempty" doc:"what keeps this node from serving"`
+
+	Round  *Round  `json:"round,omitempty"`
+	Models []Model `json:"models"`
+}
+
+// Round is the current run of the trainers.
+type Round struct {
+	Number      uint64               `json:"number"`
+	Fingerprint string               `json:"fingerprint"`
+	Members     []events.Member      `json:"members"`
+	Fault       *events.RoundFaulted `json:"fault,omitempty"`
+}
+
+// Model is one model's lifecycle at this node's head.
+type Model struct {
+	Name       string        `json:"name"`
+	Generation uint64        `json:"generation"`
+	Epoch      int64         `json:"epoch"`
+	Calls      uint64        `json:"calls" doc:"numbered calls in this round"`
+	Lifecycle  events.Digest `json:"lifecycle"`
+	Slots      []Slot        `json:"slots"`
+}
+
+// Slot is one slot, in answers of both doors.
+type Slot struct {
+	Name         string             `json:"name"`
+	Stage        events.Stage       `json:"stage"`
+	Alpha        float64            `json:"alpha"`
+	Germinations uint64             `json:"germinations"`
+	Seed         uint64             `json:"seed,omitempty"`
+	SeedID       string             `json:"seed_id,omitempty"`
+	Blueprint    string             `json:"blueprint,omitempty"`
+	Frozen       bool               `json:"frozen,omitempty"`
+	Algorithm    string             `json:"algorithm,omitempty"`
+	Controller   *events.Controller `json:"controller,omitempty"`
+	Metrics      *events.Metrics    `json:"metrics,omitempty"`
+}
+
+// Ranks answers GET /v1/ranks.
+type Ranks struct {
+	Ranks []Rank `json:"ranks" doc:"in rank order"`
+}
+
+// Rank is one rank as its own node tells it.
+type Rank struct {
+	Rank          uint64        `json:"rank"`
+	Node          events.NodeID `json:"node,omitempty"`
+	Address       string        `json:"address,omitempty"`
+	Host          string        `json:"host,omitempty"`
+	Version       string        `json:"version,omitempty"`
+	Phase         string        `json:"phase,omitempty" doc:"joining, member, diverged or failed"`
+	Problem       string        `json:"problem,omitempty" doc:"what keeps the node from serving"`
+	Role          string        `json:"role,omitempty"`
+	Voter         bool          `json:"voter"`
+	Index         uint64        `json:"index"`
+	Chain         events.Digest `json:"chain"`
+	Bookkeeping   events.Digest `json:"bookkeeping"`
+	Session       bool          `json:"session" doc:"a trainer of the current round is connected"`
+	Disagreements uint64        `json:"disagreements" doc:"own verdicts that were not rank 0's"`
+	Last          *LastCall     `json:"last,omitempty" doc:"last answered call"`
+	Waiting       []Arrival     `json:"waiting,omitempty"`
+	Unreachable   string        `json:"unreachable,omitempty" doc:"why its node could not be asked"`
+}
+
+// Arrivals answers GET /v1/arrivals: who waits for which call, and who is
+// missing.
+type Arrivals struct {
+	Waiting     []Arrival     `json:"waiting"`
+	Unreachable []Unreachable `json:"unreachable" doc:"nodes that could not be asked"`
+}
+
+// Arrival is one rank that waits in a call or for a round.
+type Arrival struct {
+	Rank    uint64      `json:"rank"`
+	What    string      `json:"what" enum:"round,decision" doc:"round: for the other ranks' trainers; decision: for rank 0's call"`
+	Key     *events.Key `json:"key,omitempty"`
+	Site    string      `json:"site,omitempty"`
+	Seconds float64     `json:"seconds" doc:"how long it has waited"`
+	Missing []uint64    `json:"missing,omitempty" doc:"ranks it waits for"`
+}
+
+// Unreachable is a node that did not answer.
+type Unreachable struct {
+	Node    events.NodeID `json:"node,omitempty"`
+	Address string        `json:"address"`
+	Reason  string        `json:"reason"`
+}
+
+// Events answers GET /v1/events without follow.
+type Events struct {
+	Entries []Entry `json:"entries"`
+	Next    uint64  `json:"next" doc:"from of the next page; 0: the end was reached"`
+	Head    uint64  `json:"head"`
+}
+
+// Entry is one log entry with its place. When following, each line is one.
+type Entry struct {
+	Index   uint64        `json:"index"`
+	Chain   events.Digest `json:"chain"`
+	Refused string        `json:"refused,omitempty" doc:"why every replica refused the entry"`
+	events.Entry
+}
+
+// Divergences answers GET /v1/divergences.
+type Divergences struct {
+	State    []StateDivergence    `json:"state" doc:"replicas whose state is not the leader's"`
+	Verdicts []VerdictCount       `json:"verdicts" doc:"own verdicts that were not rank 0's, by rank"`
+	Fault    *events.RoundFaulted `json:"fault,omitempty" doc:"why the round is over"`
+}
+
+// StateDivergence is a digest that does not fit.
+type StateDivergence struct {
+	Node  events.NodeID `json:"node"`
+	Index uint64        `json:"index"`
+	Which string        `json:"which"`
+	Model string        `json:"model,omitempty"`
+	Want  events.Digest `json:"want"`
+	Got   events.Digest `json:"got"`
+}
+
+// VerdictCount counts one rank's disagreements in the current round.
+type VerdictCount struct {
+	Rank  uint64 `json:"rank"`
+	Count uint64 `json:"count"`
+}
+
+// Health answers GET /healthz, and GET /readyz of a node that is ready.
+type Health struct {
+	Status  string `json:"status" enum:"ok"`
+	Version string `json:"version"`
+}
+
+// UnmarshalJSON keeps the embedded entry's own decoding from hiding Index.
+func (e *Entry) UnmarshalJSON(b []byte) error {
+	type place struct {
+		Index   uint64        `json:"index"`
+		Chain   events.Digest `json:"chain"`
+		Refused string        `json:"refused"`
+	}
+	var p place
+	if err := json.Unmarshal(b, &p); err != nil {
+		return err
+	}
+	e.Index, e.Chain, e.Refused = p.Index, p.Chain, p.Refused
+	return json.Unmarshal(b, &e.Entry)
+}

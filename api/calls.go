@@ -1,0 +1,88 @@
+package api
+
+import (
+	"github.com/esperd/esperd/events"
+)
+
+// The bodies of the numbered calls. A field that may be absent is a pointer
+// where its zero value means something else than its default.
+
+// GerminateRequest is the body of POST /v1/slots/{slot}/germinate.
+type GerminateRequest struct {
+	Call
+	Blueprint string            `json:"blueprint"`
+	SeedID    string            `json:"seed_id,omitempty" doc:"absent: slot-blueprint"`
+	Blend     *string           `json:"blend,omitempty" doc:"linear, sigmoid or gated; absent: sigmoid"`
+	Tempo     *int64            `json:"tempo,omitempty" doc:"epochs of the blending ramp; absent: 5"`
+	Algorithm *events.Algorithm `json:"algorithm,omitempty" doc:"absent: ADD; gated needs GATE"`
+	Target    *events.Num       `json:"target,omitempty" doc:"alpha to blend to, above 0 and at most 1; absent: 1"`
+}
+
+// AdvanceRequest is the body of POST /v1/slots/{slot}/advance.
+type AdvanceRequest struct {
+	Call
+	Target *events.Stage `json:"target,omitempty" doc:"absent: the next stage; FOSSILIZED is for good and has to be named"`
+}
+
+// VerdictRequest is the body of POST /v1/slots/{slot}/verdict: the trainer's
+// own gate result. Rank 0's is the decision.
+type VerdictRequest struct {
+	Call
+	Gate         events.Gate `json:"gate" doc:"G0, G1, G2, G3 or G5"`
+	Passed       bool        `json:"passed"`
+	Score        events.Num  `json:"score,omitempty"`
+	ChecksPassed []string    `json:"checks_passed,omitempty"`
+	ChecksFailed []string    `json:"checks_failed,omitempty"`
+	Message      string      `json:"message,omitempty"`
+}
+
+// PruneRequest is the body of POST /v1/slots/{slot}/prune.
+type PruneRequest struct {
+	Call
+	Reason    string  `json:"reason,omitempty"`
+	Initiator *string `json:"initiator,omitempty" doc:"absent: policy"`
+}
+
+// SchedulePruneRequest is the body of POST /v1/slots/{slot}/schedule_prune.
+type SchedulePruneRequest struct {
+	Call
+	Ticks     int64         `json:"ticks" doc:"epochs until alpha is 0; 0 or less: prune now"`
+	Curve     *events.Curve `json:"curve,omitempty" doc:"LINEAR, COSINE or SIGMOID; absent: as before"`
+	Steepness *events.Num   `json:"steepness,omitempty" doc:"of SIGMOID; absent: 12"`
+	Reason    string        `json:"reason,omitempty"`
+	Initiator *string       `json:"initiator,omitempty" doc:"absent: policy"`
+}
+
+// AlphaTargetRequest is the body of POST /v1/slots/{slot}/alpha_target.
+type AlphaTargetRequest struct {
+	Call
+	Target    events.Num        `json:"target"`
+	Ticks     int64             `json:"ticks" doc:"epochs until alpha is target"`
+	Curve     *events.Curve     `json:"curve,omitempty" doc:"LINEAR, COSINE or SIGMOID; absent: as before"`
+	Steepness *events.Num       `json:"steepness,omitempty" doc:"of SIGMOID; absent: 12"`
+	Algorithm *events.Algorithm `json:"algorithm,omitempty" doc:"ADD, MULTIPLY or GATE; absent: as before"`
+}
+
+// StepRequest is the body of POST /v1/epochs/{epoch}/step.
+type StepRequest struct {
+	Call
+}
+
+// FenceRequest is the body of POST /v1/fence.
+type FenceRequest struct {
+	Call
+	N int64 `json:"n" doc:"number of the fence, above the last one's"`
+}
+
+// ObserveRequest is the body of POST /v1/slots/{slot}/observe, which is no
+// numbered call: it is buffered until the model's next one.
+type ObserveRequest struct {
+	Session string `json:"session" doc:"as POST /v1/session returned it"`
+	Model   string `json:"model,omitempty" default:"main"`
+	Readings
+}
+
+// Observed answers ObserveRequest.
+type Observed struct {
+	Pending int `json:"pending" doc:"observations that ride with the model's next numbered call"`
+}

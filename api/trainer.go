@@ -1,0 +1,163 @@
+package api
+
+import (
+	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
+)
+
+// ProtocolVersion of the trainer's door. A client sends the one it speaks.
+const ProtocolVersion = 1
+
+// DefaultModel is the model of clients that name none.
+const DefaultModel = "main"
+
+// SessionRequest opens a trainer's session, or returns to it after esperd or
+// the connection was lost, and configures one model (its call 0). A trainer of
+// several models sends one for each, with the same incarnation.
+type SessionRequest struct {
+	Protocol    int    `json:"protocol" doc:"version of the door's protocol that the client speaks" example:"1"`
+	Rank        uint64 `json:"rank" doc:"rank of the trainer, 0 to world_size-1"`
+	WorldSize   uint64 `json:"world_size" doc:"number of ranks" minimum:"1"`
+	Run         string `json:"run_id,omitempty" doc:"run that the trainer believes to be in; empty: any"`
+	Incarnation string `json:"incarnation" doc:"32 hexadecimal digits, random, chosen once per trainer process; kept when reconnecting" pattern:"^[0-9a-f]{32}$"`
+	Fingerprint string `json:"fingerprint,omitempty" doc:"tells one rendezvous from another, the same on all ranks: MASTER_ADDR:MASTER_PORT/WORLD_SIZE/restart count" maxLength:"512"`
+	Mode        string `json:"mode,omitempty" enum:"keyed" default:"keyed" doc:"keyed: every rank makes the same calls"`
+	Ordering    string `json:"ordering,omitempty" enum:"strict" default:"strict" doc:"strict: calls are matched by number"`
+	Model       string `json:"model,omitempty" default:"main" maxLength:"64"`
+
+	Slots       []SlotRequest      `json:"slots,omitempty" doc:"the model's slots, in slot order; absent: as the log has them"`
+	Gates       *events.GateConfig `json:"gates,omitempty" doc:"thresholds of every slot that names none of its own; absent: the defaults"`
+	AutoForward []events.Gate      `json:"auto_forward,omitempty" doc:"gates that a tick tries by itself"`
+
+	Answered *uint64 `json:"answered,omitempty" doc:"reconnecting: number of the last call that was answered; with it go round and lineage"`
+	Round    uint64  `json:"round,omitempty" doc:"reconnecting: the session's"`
+	Lineage  string  `json:"lineage,omitempty" doc:"reconnecting: the session's"`
+	Site     string  `json:"site,omitempty" doc:"where the trainer called from, as train.py:88" maxLength:"256"`
+}
+
+// SlotRequest is one slot of a model.
+type SlotRequest struct {
+	Name        string             `json:"name" maxLength:"64"`
+	Gates       *events.GateConfig `json:"gates,omitempty"`
+	AutoForward []events.Gate      `json:"auto_forward,omitempty"`
+	Blueprints  []events.Blueprint `json:"blueprints,omitempty" doc:"blueprints the slot accepts; absent: any"`
+}
+
+// SessionAnswer says which round the session belongs to and where its cursor
+// stands.
+type SessionAnswer struct {
+	Session    string        `json:"session" doc:"to be sent with every call"`
+	Run        string        `json:"run_id"`
+	Lineage    string        `json:"lineage"`
+	Node       events.NodeID `json:"node"`
+	Round      uint64        `json:"round"`
+	Model      string        `json:"model"`
+	Generation uint64        `json:"generation"`
+	NextCall   uint64        `json:"next_call" doc:"number that the client's next call of this model carries"`
+	NextFence  uint64        `json:"next_fence" doc:"fences before that call"`
+	Epoch      int64         `json:"epoch" doc:"last stepped epoch, -1: none"`
+	Index      uint64        `json:"index" doc:"log index of the cursor"`
+	Slots      []Slot        `json:"slots"`
+}
+
+// Call is what every numbered call carries beside its own arguments.
+type Call struct {
+	Session      string        `json:"session" doc:"as POST /v1/session returned it"`
+	Model        string        `json:"model,omitempty" default:"main"`
+	Call         uint64        `json:"call" doc:"number of the call, from 1 in each round and model (0 is the configuration)"`
+	Fence        uint64        `json:"fence" doc:"fences among the calls before it"`
+	Site         string        `json:"site,omitempty" maxLength:"256" doc:"where the trainer called from, as train.py:88"`
+	Observations []Observation `json:"observations,omitempty" doc:"what was observed since the last answered call, oldest first"`
+}
+
+// Observation is what one rank measured of a slot's seed.
+type Observation struct {
+	Slot string `json:"slot"`
+	Readings
+}
+
+// Readings are the fields of an observation. Each may be absent (leave what is
+// known), null (not measured) or a value; non-finite values are the strings
+// "NaN", "Infinity", "-Infinity".
+type Readings struct {
+	Accuracy      Reading[events.Num] `json:"accuracy,omitzero" doc:"percent; a second one between two epoch steps replaces the first"`
+	GradientRatio Reading[events.Num] `json:"gradient_ratio,omitzero"`
+	GradientNorm  Reading[events.Num] `json:"gradient_norm,omitzero"`
+	Health        Reading[events.Num] `json:"gradient_health,omitzero"`
+	Exploding     Reading[bool]       `json:"has_exploding,omitzero"`
+	Vanishing     Reading[bool]       `json:"has_vanishing,omitzero"`
+	Contribution  Reading[events.Num] `json:"contribution,omitzero"`
+	Healthy       Reading[bool]       `json:"healthy,omitzero"`
+}
+
+// FSM returns the observation as Decide takes it: a second accuracy in one tick
+// takes the first one's place.
+func (o Observation) FSM() fsm.Observation {
+	return fsm.Observation{Slot: o.Slot, Accuracy: o.Accuracy.Reading, GradientRatio: o.GradientRatio.Reading,
+		GradientNorm: o.GradientNorm.Reading, Health: o.Health.Reading, Exploding: o.Exploding.Reading,
+		Vanishing: o.Vanishing.Reading, Contribution: o.Contribution.Reading, Healthy: o.Healthy.Reading, Replace: true}
+}
+
+// Decision is the answer to advance and verdict: rank 0's gate result, as the
+// log has it, and the caller's own.
+type Decision struct {
+	events.Verdict
+	Slot   string          `json:"slot"`
+	Seed   uint64          `json:"seed" doc:"germination count of the slot"`
+	Stage  events.Stage    `json:"stage" doc:"after the decision"`
+	Index  uint64          `json:"index"`
+	Local  *events.Verdict `json:"local,omitempty" doc:"this rank's own verdict on its own metrics; absent where it cannot be known"`
+	Agreed bool            `json:"agreed" doc:"own and decided verdict both passed or both failed; true where there is no own one"`
+}
+
+// Done is the answer to the other calls on a slot.
+type Done struct {
+	Slot  string       `json:"slot"`
+	Seed  uint64       `json:"seed"`
+	Stage events.Stage `json:"stage"`
+	Alpha float64      `json:"alpha"`
+	Index uint64       `json:"index"`
+}
+
+// Fence is the answer to an epoch step or a fence.
+type Fence struct {
+	Epoch   int64    `json:"epoch" doc:"last stepped epoch, -1: none"`
+	Index   uint64   `json:"index"`
+	Changes []Change `json:"changes" doc:"slots whose seed, stage, alpha or frozen flag changed since the last fence, in slot order"`
+	Slots   []Slot   `json:"slots" doc:"every slot at this fence, in slot order"`
+}
+
+// Change is one slot's difference between two fences.
+type Change struct {
+	Slot      string       `json:"slot"`
+	Seed      uint64       `json:"seed"`
+	From      events.Stage `json:"from"`
+	To        events.Stage `json:"to"`
+	AlphaFrom float64      `json:"alpha_from"`
+	Alpha     float64      `json:"alpha"`
+	Frozen    bool         `json:"frozen"`
+}
+
+// SlotOf describes one slot of a model.
+func SlotOf(m *fsm.Model, i int) Slot {
+	slot := m.Slots.At(i)
+	out := Slot{Name: m.Config.Slots[i].Name, Stage: slot.Stage(), Germinations: slot.Germinations}
+	seed := slot.Seed
+	if seed == nil {
+		return out
+	}
+	out.Seed, out.SeedID, out.Blueprint = seed.Count, seed.ID, seed.Blueprint
+	out.Alpha, out.Frozen = seed.Amplitude.Alpha, seed.Frozen()
+	c := seed.Amplitude.Controller
+	out.Controller, out.Algorithm, out.Metrics = &c, seed.Amplitude.Algorithm.String(), &seed.Metrics
+	return out
+}
+
+// SlotsOf describes every slot of a model, in slot order.
+func SlotsOf(m *fsm.Model) []Slot {
+	out := make([]Slot, m.Slots.Len())
+	for i := range out {
+		out[i] = SlotOf(m, i)
+	}
+	return out
+}

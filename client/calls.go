@@ -1,0 +1,134 @@
+package client
+
+import (
+	"context"
+	"net/url"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/esperd/esperd/api"
+	"github.com/esperd/esperd/events"
+)
+
+// The calls below fill in what every call carries; the rest of a request is the
+// caller's. An error is a *Problem, or ctx's.
+
+// Germinate puts a new seed into an empty slot.
+func (c *Client) Germinate(ctx context.Context, slot string, r api.GerminateRequest) (*api.Done, error) {
+	return c.done(ctx, slot, events.OpGerminate, func(k api.Call) any { r.Call = k; return r })
+}
+
+// Advance asks the gate of the next stage, or of target. FOSSILIZED has to be
+// named.
+func (c *Client) Advance(ctx context.Context, slot string, target ...events.Stage) (*api.Decision, error) {
+	var r api.AdvanceRequest
+	if len(target) > 0 {
+		r.Target = &target[0]
+	}
+	return c.decision(ctx, slot, events.OpAdvance, func(k api.Call) any { r.Call = k; return r })
+}
+
+// Verdict brings the trainer's own gate result. Rank 0's decides.
+func (c *Client) Verdict(ctx context.Context, slot string, v events.Verdict) (*api.Decision, error) {
+	return c.decision(ctx, slot, events.OpVerdict, func(k api.Call) any {
+		return api.VerdictRequest{Call: k, Gate: v.Gate, Passed: v.Passed, Score: events.Num(v.Score),
+			ChecksPassed: v.ChecksPassed, ChecksFailed: v.ChecksFailed, Message: v.Message}
+	})
+}
+
+// Prune removes a seed now.
+func (c *Client) Prune(ctx context.Context, slot string, r api.PruneRequest) (*api.Done, error) {
+	return c.done(ctx, slot, events.OpPrune, func(k api.Call) any { r.Call = k; return r })
+}
+
+// SchedulePrune ramps a seed's alpha to 0, then removes it.
+func (c *Client) SchedulePrune(ctx context.Context, slot string, r api.SchedulePruneRequest) (*api.Done, error) {
+	return c.done(ctx, slot, events.OpSchedulePrune, func(k api.Call) any { r.Call = k; return r })
+}
+
+// AlphaTarget ramps a seed's alpha to another value.
+func (c *Client) AlphaTarget(ctx context.Context, slot string, r api.AlphaTargetRequest) (*api.Done, error) {
+	return c.done(ctx, slot, events.OpAlphaTarget, func(k api.Call) any { r.Call = k; return r })
+}
+
+// StepEpoch closes an epoch and returns what changed since the last fence.
+func (c *Client) StepEpoch(ctx context.Context, epoch int64) (*api.Fence, error) {
+	return c.fenced(ctx, "/v1/epochs/"+strconv.FormatInt(epoch, 10)+"/step", func(k api.Call) any { return api.StepRequest{Call: k} })
+}
+
+// Fence closes a stretch of calls without a tick and returns what changed since
+// the last fence.
+func (c *Client) Fence(ctx context.Context, n int64) (*api.Fence, error) {
+	return c.fenced(ctx, "/v1/fence", func(k api.Call) any { return api.FenceRequest{Call: k, N: n} })
+}
+
+func (c *Client) done(ctx context.Context, slot string, op events.Op, fill func(api.Call) any) (*api.Done, error) {
+	var d api.Done
+	err := c.call(ctx, slotPath(slot, op), fill, &d, func() { c.noteSlot(slot, d.Seed, d.Stage, d.Alpha) })
+	if err != nil {
+		return nil, err
+	}
+	return &d, nil
+}
+
+func (c *Client) decision(ctx context.Context, slot string, op events.Op, fill func(api.Call) any) (*api.Decision, error) {
+	var d api.Decision
+	err := c.call(ctx, slotPath(slot, op), fill, &d, func() { c.noteStage(slot, d.Stage) })
+	if err != nil {
+		return nil, err
+	}
+	return &d, nil
+}
+
+func (c *Client) fenced(ctx context.Context, path string, fill func(api.Call) any) (*api.Fence, error) {
+	var f api.Fence
+	err := c.call(ctx, path, fill, &f, func() {
+		c.fence++
+		c.slots = slices.Clone(f.Slots) // the caller keeps f
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &f, nil
+}
+
+func slotPath(slot string, op events.Op) string {
+	return "/v1/slots/" + url.PathEscape(slot) + "/" + string(op)
+}
+
+// noteSlot is called with mu held, as noteStage.
+func (c *Client) noteSlot(slot string, seed uint64, stage events.Stage, alpha float64) {
+	for i := range c.slots {
+		if s := &c.slots[i]; s.Name == slot {
+			s.Germinations, s.Stage, s.Alpha = seed, stage, alpha
+		}
+	}
+}
+
+func (c *Client) noteStage(slot string, stage events.Stage) {
+	for i := range c.slots {
+		if c.slots[i].Name == slot {
+			c.slots[i].Stage = stage
+		}
+	}
+}
+
+const ownPackage = "github.com/esperd/esperd/client."
+
+// site names the line of the trainer that called, as train.go:88.
+func site() string {
+	var pcs [16]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
+	for {
+		f, more := frames.Next()
+		if !strings.HasPrefix(f.Function, ownPackage) {
+			return filepath.Base(f.File) + ":" + strconv.Itoa(f.Line)
+		}
+		if !more {
+			return ""
+		}
+	}
+}

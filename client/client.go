@@ -1,0 +1,238 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/esperd/esperd/api"
+	"github.com/esperd/esperd/events"
+)
+
+const (
+	// DefaultConnectMax is how long Connect waits for esperd to open its door.
+	DefaultConnectMax = 30 * time.Second
+
+	backoffMin       = 10 * time.Millisecond
+	backoffMax       = 2 * time.Second
+	unavailableTries = 8 // answers "not now" in a row that are tried again, 5 s in all
+)
+
+// Options say who the trainer is and what its model is.
+type Options struct {
+	Rank        uint64
+	World       uint64 // 0: 1
+	Run         string // "": any
+	Fingerprint string // the same on all ranks; see api.SessionRequest
+	Incarnation string // "": random
+
+	Model       string // "": api.DefaultModel
+	Slots       []api.SlotRequest
+	Gates       *events.GateConfig
+	AutoForward []events.Gate
+
+	ConnectMax time.Duration // 0: DefaultConnectMax
+}
+
+// Client is a trainer of one model. Its calls are made one after the other,
+// whoever calls.
+type Client struct {
+	o Options
+
+	mu       sync.Mutex // held during a call
+	conn     conn
+	open     bool // the session is known to the esperd behind conn
+	session  api.SessionAnswer
+	next     uint64 // number of the next call
+	fence    uint64
+	answered bool // call 0 was
+	slots    []api.Slot
+
+	observed api.Riders // since the last answered call
+}
+
+// Connect opens a session and returns when the trainers of all ranks are there
+// and the model is configured.
+func Connect(ctx context.Context, socket string, o Options) (*Client, error) {
+	if o.World == 0 {
+		o.World = 1
+	}
+	if o.Model == "" {
+		o.Model = api.DefaultModel
+	}
+	if o.ConnectMax == 0 {
+		o.ConnectMax = DefaultConnectMax
+	}
+	if o.Incarnation == "" {
+		var b [16]byte
+		_, _ = rand.Read(b[:]) // it never fails
+		o.Incarnation = hex.EncodeToString(b[:])
+	}
+	c := &Client{o: o, conn: conn{socket: socket}}
+	err := c.connect(ctx, site())
+	if err != nil {
+		c.conn.close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// connect waits for esperd's door, for a while: trainer and esperd are often
+// started together.
+func (c *Client) connect(ctx context.Context, site string) error {
+	deadline := time.Now().Add(c.o.ConnectMax)
+	for pause := backoffMin; ; pause = min(2*pause, backoffMax) {
+		err := c.openSession(ctx, site)
+		var p *Problem
+		switch {
+		case err == nil, errors.As(err, &p), errors.Is(err, errUnreadable), ctx.Err() != nil:
+			return err
+		case time.Now().After(deadline):
+			return fmt.Errorf("esperd does not answer at %s (%w): start it for this rank, or point ESPERD_SOCKET at its socket", c.conn.socket, err)
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+	}
+}
+
+// Model opens another model of the same trainer, configured alike.
+func (c *Client) Model(ctx context.Context, name string) (*Client, error) {
+	o := c.o
+	o.Model = name
+	return Connect(ctx, c.conn.socket, o)
+}
+
+// Close ends the connection. The session stays, for whoever reconnects.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conn.close()
+	c.open = false
+	return nil
+}
+
+// Session returns what esperd said when the session was opened last.
+func (c *Client) Session() api.SessionAnswer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.session
+}
+
+// Slots returns the slots as the last answers had them, in slot order.
+func (c *Client) Slots() []api.Slot {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.slots)
+}
+
+// Observe records what was measured. It is sent with the next call.
+func (c *Client) Observe(slot string, r api.Readings) {
+	c.observed.Add(api.Observation{Slot: slot, Readings: r}, math.MaxInt)
+}
+
+// openSession is called with mu held, or before the client is shared.
+func (c *Client) openSession(ctx context.Context, site string) error {
+	req := api.SessionRequest{Protocol: api.ProtocolVersion, Rank: c.o.Rank, WorldSize: c.o.World, Run: c.o.Run,
+		Incarnation: c.o.Incarnation, Fingerprint: c.o.Fingerprint, Model: c.o.Model,
+		Slots: c.o.Slots, Gates: c.o.Gates, AutoForward: c.o.AutoForward, Site: site}
+	if c.answered {
+		last := c.next - 1
+		req.Answered, req.Round, req.Lineage = &last, c.session.Round, c.session.Lineage
+	}
+	body, err := json.Marshal(req)
+	if err != nil {
+		return err
+	}
+	status, answer, err := c.conn.post(ctx, "/v1/session", body)
+	if err != nil {
+		return err
+	}
+	if err := decode(status, answer, &c.session); err != nil {
+		return err
+	}
+	c.open, c.answered = true, true
+	c.next, c.fence, c.slots = c.session.NextCall, c.session.NextFence, slices.Clone(c.session.Slots)
+	return nil
+}
+
+// call makes one numbered call. fill returns its body, given what every call
+// carries; note is called when out is the answer.
+func (c *Client) call(ctx context.Context, path string, fill func(api.Call) any, out any, note func()) error {
+	site := site()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	body, err := json.Marshal(fill(api.Call{Session: c.o.Incarnation, Model: c.o.Model, Call: c.next, Fence: c.fence, Site: site, Observations: c.observed.Board()}))
+	if err != nil {
+		return err
+	}
+	err = c.persist(ctx, path, site, body, out)
+	var p *Problem
+	switch {
+	case err == nil:
+		c.next++
+		c.observed.Land()
+		note()
+	case errors.As(err, &p) && p.Index > 0: // refused, in the log
+		c.next++
+		c.observed.Land()
+	case errors.As(err, &p) && p.Status < 500: // certainly not in the log
+		c.observed.Stay()
+	}
+	return err
+}
+
+// persist makes a call until it is answered. A lost connection is opened again
+// for as long as ctx lasts, and the session with it.
+func (c *Client) persist(ctx context.Context, path, site string, body []byte, out any) error {
+	unavailable := 0
+	for pause := backoffMin; ; pause = min(2*pause, backoffMax) {
+		err := c.try(ctx, path, site, body, out)
+		var p *Problem
+		switch {
+		case err == nil, ctx.Err() != nil:
+			return err
+		case errors.As(err, &p):
+			if unavailable++; !errors.Is(err, ErrUnavailable) || p.Index > 0 || unavailable == unavailableTries {
+				return err
+			}
+		case errors.Is(err, errUnreadable):
+			return err
+		}
+		c.open = false
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *Client) try(ctx context.Context, path, site string, body []byte, out any) error {
+	if !c.open {
+		if err := c.openSession(ctx, site); err != nil {
+			return err
+		}
+	}
+	status, answer, err := c.conn.post(ctx, path, body)
+	if err != nil {
+		return err
+	}
+	return decode(status, answer, out)
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}

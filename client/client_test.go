@@ -1,0 +1,234 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/esperd/esperd/api"
+	"github.com/esperd/esperd/client"
+	"github.com/esperd/esperd/door"
+	"github.com/esperd/esperd/door/doortest"
+	"github.com/esperd/esperd/events"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// esperd is one node's doors, which can be closed and opened again.
+type esperd struct {
+	t      *testing.T
+	node   *doortest.Node
+	socket string
+	doors  *door.Server
+}
+
+func newEsperd(t *testing.T, node *doortest.Node) *esperd {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "client") // t.TempDir would be too long
+	require.NoError(t, err)
+	e := &esperd{t: t, node: node, socket: filepath.Join(dir, "s")}
+	t.Cleanup(func() {
+		e.stop()
+		require.NoError(t, os.RemoveAll(dir))
+	})
+	e.start()
+	return e
+}
+
+func (e *esperd) start() {
+	var err error
+	e.doors, err = door.Open(door.Options{Replica: e.node, Socket: e.socket, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	require.NoError(e.t, err)
+}
+
+func (e *esperd) stop() {
+	if e.doors != nil {
+		require.NoError(e.t, e.doors.Close(context.Background()))
+		e.doors = nil
+	}
+}
+
+func (e *esperd) connect(rank, world int) *client.Client {
+	c, err := client.Connect(testContext(e.t), e.socket, client.Options{Rank: uint64(rank), World: uint64(world), Slots: []api.SlotRequest{{Name: "r0c0"}}})
+	require.NoError(e.t, err)
+	e.t.Cleanup(func() { require.NoError(e.t, c.Close()) })
+	return c
+}
+
+func testContext(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func accuracy(v float64) api.Readings { return api.Readings{Accuracy: api.Value(events.Num(v))} }
+
+func TestACallOutlivesTheEsperdItWaitsIn(t *testing.T) {
+	log := doortest.New("run-1", 2)
+	nodes := []*esperd{newEsperd(t, log.Node(0)), newEsperd(t, log.Node(1))}
+	var trainers [2]*client.Client
+	var wg sync.WaitGroup
+	for rank, e := range nodes {
+		wg.Go(func() { trainers[rank] = e.connect(rank, 2) })
+	}
+	wg.Wait()
+	answered := make(chan error)
+	go func() {
+		_, err := trainers[1].StepEpoch(testContext(t), 0)
+		answered <- err
+	}()
+	for range 3 {
+		time.Sleep(20 * time.Millisecond) // anywhere in the call, or before it
+		nodes[1].stop()
+		nodes[1].start()
+	}
+	_, err := trainers[0].StepEpoch(testContext(t), 0)
+	require.NoError(t, err)
+	require.NoError(t, <-answered)
+	require.Nil(t, log.Node(0).State().Round.Fault)
+}
+
+func TestACallHappensOnce(t *testing.T) {
+	log := doortest.New("run-1", 1)
+	e := newEsperd(t, log.Node(0))
+	c := e.connect(0, 1)
+	ctx := testContext(t)
+	_, err := c.Germinate(ctx, "r0c0", api.GerminateRequest{Blueprint: "conv"})
+	require.NoError(t, err)
+	for epoch := range int64(5) {
+		c.Observe("r0c0", accuracy(float64(epoch)))
+		log.Node(0).Lose(int(epoch) % 3)
+		if epoch == 3 {
+			e.stop()
+			e.start()
+		}
+		f, err := c.StepEpoch(ctx, epoch)
+		require.NoError(t, err)
+		require.Equal(t, epoch+1, f.Slots[0].Metrics.Epochs, "no observation is lost, none counts twice")
+		require.Equal(t, events.Num(epoch), f.Slots[0].Metrics.Accuracy)
+	}
+	require.Equal(t, uint64(7), log.Node(0).State().Cursor("main").Calls)
+}
+
+func TestObservationsOfAnUnknownOutcomeAreSentAgain(t *testing.T) {
+	log := doortest.New("run-1", 1)
+	e := newEsperd(t, log.Node(0))
+	c := e.connect(0, 1)
+	_, err := c.Germinate(testContext(t), "r0c0", api.GerminateRequest{Blueprint: "conv"})
+	require.NoError(t, err)
+	c.Observe("r0c0", accuracy(1))
+	log.Node(0).Lose(1)
+	log.Node(0).Refuse(errors.New("no leader"))
+	ctx, cancel := context.WithTimeout(testContext(t), 50*time.Millisecond)
+	defer cancel()
+	_, err = c.StepEpoch(ctx, 0)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	c.Observe("r0c0", accuracy(2)) // of the time after the call that is still open
+	log.Node(0).Refuse(nil)
+	f, err := c.StepEpoch(testContext(t), 0)
+	require.NoError(t, err)
+	require.Equal(t, events.Num(1), f.Slots[0].Metrics.Accuracy)
+	f, err = c.StepEpoch(testContext(t), 1)
+	require.NoError(t, err)
+	require.Equal(t, events.Num(2), f.Slots[0].Metrics.Accuracy)
+}
+
+func TestProblemsAreErrorsOfTheirCode(t *testing.T) {
+	log := doortest.New("run-1", 1)
+	c := newEsperd(t, log.Node(0)).connect(0, 1)
+	_, err := c.Prune(testContext(t), "r0c0", api.PruneRequest{})
+	require.ErrorIs(t, err, client.ErrIllegalTransition)
+	require.NotErrorIs(t, err, client.ErrUnknownSlot)
+	var p *client.Problem
+	require.ErrorAs(t, err, &p)
+	require.Equal(t, events.CodeIllegalTransition, p.Code())
+	require.ErrorContains(t, err, "illegal-transition: prune r0c0: expected a seed")
+	e, _, err := log.Node(0).Entry(p.Index)
+	require.NoError(t, err)
+	require.Regexp(t, `^client_test.go:\d+$`, e.Site)
+}
+
+func TestSlotsAreThoseOfTheLastAnswer(t *testing.T) {
+	c := newEsperd(t, doortest.New("run-1", 1).Node(0)).connect(0, 1)
+	ctx := testContext(t)
+	require.Equal(t, events.StageDormant, c.Slots()[0].Stage)
+	_, err := c.Germinate(ctx, "r0c0", api.GerminateRequest{Blueprint: "conv"})
+	require.NoError(t, err)
+	require.Equal(t, events.StageGerminated, c.Slots()[0].Stage)
+	_, err = c.Advance(ctx, "r0c0")
+	require.NoError(t, err)
+	require.Equal(t, events.StageTraining, c.Slots()[0].Stage)
+	f, err := c.Fence(ctx, 1)
+	require.NoError(t, err)
+	require.Equal(t, f.Slots, c.Slots())
+	_, err = c.Prune(ctx, "r0c0", api.PruneRequest{})
+	require.NoError(t, err)
+	require.Equal(t, events.StageTraining, f.Slots[0].Stage, "an answer stays as it was")
+	require.Equal(t, events.StagePruned, c.Slots()[0].Stage)
+}
+
+func TestCallsOfManyGoroutinesAreMadeOneAfterTheOther(t *testing.T) {
+	log := doortest.New("run-1", 1)
+	c := newEsperd(t, log.Node(0)).connect(0, 1)
+	other, err := c.Model(testContext(t), "other")
+	require.NoError(t, err)
+	defer other.Close()
+	var wg sync.WaitGroup
+	for range 8 {
+		for _, c := range []*client.Client{c, other} {
+			wg.Go(func() {
+				c.Observe("r0c0", accuracy(1))
+				if _, err := c.Advance(testContext(t), "r0c0"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	for _, model := range []string{"main", "other"} {
+		require.Equal(t, uint64(9), log.Node(0).State().Cursor(model).Calls)
+	}
+}
+
+func TestWithoutEsperdConnectSaysWhere(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	_, err := client.Connect(testContext(t), socket, client.Options{ConnectMax: 20 * time.Millisecond})
+	require.ErrorContains(t, err, "esperd does not answer at "+socket)
+	require.ErrorContains(t, err, "ESPERD_SOCKET")
+	ctx, cancel := context.WithTimeout(testContext(t), 20*time.Millisecond)
+	defer cancel()
+	_, err = client.Connect(ctx, socket, client.Options{})
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+}
+
+func TestSomethingElseBehindTheSocket(t *testing.T) {
+	dir, err := os.MkdirTemp("", "client")
+	require.NoError(t, err)
+	defer os.RemoveAll(dir)
+	l, err := net.Listen("unix", filepath.Join(dir, "s"))
+	require.NoError(t, err)
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Read(make([]byte, 4096))
+			_, _ = c.Write([]byte("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 5\r\n\r\nproxy"))
+			c.Close()
+		}
+	}()
+	_, err = client.Connect(testContext(t), l.Addr().String(), client.Options{ConnectMax: time.Millisecond})
+	require.ErrorContains(t, err, `HTTP status 502 and no problem document, but "proxy"`)
+}

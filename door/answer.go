@@ -1,0 +1,113 @@
+package door
+
+import (
+	"github.com/esperd/esperd/api"
+	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
+)
+
+// answer computes the answer to a call from its entry and the state after it.
+func (s *Server) answer(t *track, e *events.Entry, index uint64, next *fsm.State, c call, list []fsm.Observation) *answered {
+	a := &answered{key: *e.Key, index: index}
+	var local *events.Verdict
+	if t.shadow != nil {
+		local = t.shadow.follow(e, list, c.args)
+	}
+	m := next.Model(t.model)
+	switch {
+	case refused(e) != nil:
+		a.problem = refusal(e, index)
+	case e.Key.Op.Fence():
+		a.body = &api.Fence{Epoch: m.Epoch, Index: index, Changes: changes(t.fenced, m), Slots: api.SlotsOf(m)}
+		t.fenced = m
+	case verdictOf(e) != nil:
+		a.body = s.decision(m, e, index, c, local)
+	default:
+		slot := slotOf(m, c.slot)
+		a.body = &api.Done{Slot: c.slot, Seed: slot.Germinations, Stage: slot.Stage, Alpha: slot.Alpha, Index: index}
+	}
+	return a
+}
+
+func slotOf(m *fsm.Model, name string) api.Slot {
+	i, ok := m.Config.Slot(name)
+	if !ok {
+		return api.Slot{Name: name, Stage: events.StageDormant}
+	}
+	return api.SlotOf(m, i)
+}
+
+// decision answers advance and verdict, and has the log told where this rank's
+// own verdict is another one.
+func (s *Server) decision(m *fsm.Model, e *events.Entry, index uint64, c call, local *events.Verdict) *api.Decision {
+	slot := slotOf(m, c.slot)
+	d := &api.Decision{Verdict: listed(*verdictOf(e)), Slot: c.slot, Seed: slot.Germinations, Stage: slot.Stage, Index: index, Agreed: true}
+	if s.rank == 0 {
+		own := d.Verdict
+		d.Local = &own
+		return d
+	}
+	if local == nil {
+		return d
+	}
+	own := listed(*local)
+	d.Local, d.Agreed = &own, own.Passed == d.Passed
+	if !d.Agreed {
+		s.metrics.disagreements.Inc()
+		s.replica.Report(events.ShadowVerdict{Rank: s.rank, Index: index, Key: *e.Key, Site: c.Site, Verdict: *local})
+	}
+	return d
+}
+
+// listed makes absent lists of checks empty ones: clients iterate over them.
+func listed(v events.Verdict) events.Verdict {
+	if v.ChecksPassed == nil {
+		v.ChecksPassed = []string{}
+	}
+	if v.ChecksFailed == nil {
+		v.ChecksFailed = []string{}
+	}
+	return v
+}
+
+func refused(e *events.Entry) *events.Refused {
+	for i := range e.Events {
+		if r := e.Events[i].Refused; r != nil {
+			return r
+		}
+	}
+	return nil
+}
+
+// refusal is the same problem for the same entry on every rank.
+func refusal(e *events.Entry, index uint64) *api.Problem {
+	r := refused(e)
+	if r == nil {
+		return problemf(events.CodeUnavailable, "entry %d left model %s without a configuration; this is a bug in esperd", index, e.Key.Model)
+	}
+	p := api.NewProblem(r.Code, r.Reason)
+	p.Index = index
+	return p
+}
+
+// changes lists what is visibly different between two states of a model. Slots
+// that no entry touched are the same pointer, so a quiet fence costs little.
+func changes(from, to *fsm.Model) []api.Change {
+	out := []api.Change{}
+	same := from.Slots.Len() == to.Slots.Len() // else another generation, with other slots
+	for i := range to.Slots.Len() {
+		if same && from.Slots.At(i) == to.Slots.At(i) {
+			continue
+		}
+		now, before := api.SlotOf(to, i), api.Slot{Stage: events.StageDormant}
+		if j, ok := from.Config.Slot(now.Name); ok {
+			before = api.SlotOf(from, j)
+		}
+		if now.Germinations == before.Germinations && now.Stage == before.Stage && now.Alpha == before.Alpha && now.Frozen == before.Frozen {
+			continue
+		}
+		out = append(out, api.Change{Slot: now.Name, Seed: now.Germinations, From: before.Stage, To: now.Stage,
+			AlphaFrom: before.Alpha, Alpha: now.Alpha, Frozen: now.Frozen})
+	}
+	return out
+}

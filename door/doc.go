@@ -1,0 +1,20 @@
+// Package door is HTTP on both of esperd's doors: the trainer's, a unix socket
+// on which the trainer beside this esperd makes its calls, and the admin's, a
+// TCP address on which people and monitoring look at what the node knows.
+//
+// A numbered call goes through these steps, the same on every rank:
+//
+//	session.go   which trainer calls, and in which round
+//	calls.go     the call's number and key, from the state at the caller's cursor
+//	calls.go     rank 0: replica.Decide puts it into the log
+//	wait.go      other ranks: wait until rank 0's call of that number is in it
+//	match.go     both: the entry's key is compared with the caller's
+//	track.go     the cursor moves to the entry
+//	answer.go    the answer is computed from the state there, never from the head
+//
+// So all ranks get the same answer to the same call, however far the replica
+// has run ahead, and a rank that calls something else than rank 0 did is told
+// at once and ends the round for all (fault.go). The ranks other than 0 also
+// follow the log with their own measurements (shadow.go), to tell where they
+// would have decided otherwise. Who waits for whom is in ledger.go.
+package door

@@ -1,0 +1,390 @@
+// Package doortest is a replica without a network, a disk or raft, for tests of
+// the doors and of their clients: one log in memory, decided and applied by
+// package fsm, which any number of nodes in one process share.
+package doortest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
+	"github.com/esperd/esperd/replica"
+)
+
+// Log is one log and the nodes that share it, one a rank.
+type Log struct {
+	mu      sync.Mutex
+	entries []*events.Entry // entry i is at index i+1
+	records []events.Record
+	states  []*fsm.State // after entry i, from 0
+	calls   map[events.CallID]uint64
+	arrived map[uint64]replica.Registration
+	nodes   []*Node
+}
+
+// Node is one rank's view of the log. It implements door.Replica.
+type Node struct {
+	log      *Log
+	status   replica.Status
+	applied  uint64
+	held     bool
+	corrupt  *fsm.State // what State answers, if set
+	changed  chan struct{}
+	reports  []events.ShadowVerdict
+	refusing error // what Decide and Fault answer; nil: they work
+	losing   int   // how many decisions are made and not answered
+	handlers map[string]func(context.Context, []byte) (any, error)
+}
+
+// New founds a log with a node for each rank of the world.
+func New(run string, world int) *Log {
+	l := &Log{calls: map[events.CallID]uint64{}, arrived: map[uint64]replica.Registration{}, states: []*fsm.State{fsm.New()}}
+	found := []events.Event{{Founded: &events.Founded{Run: run, Lineage: "00000000000000000000000000000001"}}}
+	for rank := range uint64(world) {
+		n := &Node{log: l, changed: make(chan struct{}), handlers: map[string]func(context.Context, []byte) (any, error){}}
+		n.status = replica.Status{Identity: replica.Identity{Node: events.NodeID(fmt.Sprintf("%032x", rank+1)), Rank: rank, World: uint64(world),
+			Run: run, Address: fmt.Sprintf("rank%d:7400", rank), Host: fmt.Sprintf("host%d", rank)},
+			Phase: replica.PhaseMember, Role: "follower", Leader: events.NodeID(fmt.Sprintf("%032x", 1)), CompleteFrom: 1, RaftStats: map[string]string{"term": "2", "last_log_index": "9"}}
+		l.nodes = append(l.nodes, n)
+		found = append(found, events.Event{NodeJoined: &events.NodeJoined{Node: n.status.Node, Version: events.Version, Host: n.status.Host}})
+	}
+	l.nodes[0].status.Role, l.nodes[0].status.Voter = "leader", true
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, err := l.append(&events.Entry{Kind: events.KindFound, Events: found}); err != nil {
+		panic(err) // a constant of this file is wrong
+	}
+	return l
+}
+
+// Node returns the node of a rank.
+func (l *Log) Node(rank int) *Node { return l.nodes[rank] }
+
+func (l *Log) head() *fsm.State { return l.states[len(l.states)-1] }
+
+// append completes, encodes, decodes and applies an entry, as replica does.
+func (l *Log) append(e *events.Entry) (uint64, error) {
+	s := l.head()
+	e.Version, e.Node, e.Round, e.Predecessor = events.Version, l.nodes[0].status.Node, s.Round.Number, s.Index
+	e.Bookkeeping, e.Time = s.Bookkeeping(), time.Now().UnixNano()
+	if e.Key != nil {
+		e.Lifecycle = s.Lifecycle(e.Key.Model)
+	}
+	b, err := events.Encode(e)
+	if err != nil {
+		return 0, err
+	}
+	if e, err = events.Decode(b); err != nil {
+		return 0, err
+	}
+	next, out, err := fsm.Apply(s, e)
+	if err != nil {
+		return 0, err
+	}
+	if out.Refused != "" {
+		return 0, fmt.Errorf("the entry is refused: %s", out.Refused)
+	}
+	var prev events.Digest
+	if len(l.records) > 0 {
+		prev = l.records[len(l.records)-1].Chain
+	}
+	l.entries = append(l.entries, e)
+	l.records = append(l.records, events.Record{Index: next.Index, Chain: events.Chain(prev, next.Index, b), Entry: bytes.Clone(b)})
+	l.states = append(l.states, next)
+	if e.Key != nil {
+		l.calls[events.CallID{Round: e.Key.Round, Model: e.Key.Model, Call: e.Key.Call}] = next.Index
+	}
+	for _, n := range l.nodes {
+		if !n.held {
+			n.advance(next.Index)
+		}
+	}
+	return next.Index, nil
+}
+
+// advance is called with the log's lock held.
+func (n *Node) advance(index uint64) {
+	n.applied = index
+	n.wake()
+}
+
+func (n *Node) wake() {
+	close(n.changed)
+	n.changed = make(chan struct{})
+}
+
+// Hold makes the node apply nothing more, until Release.
+func (n *Node) Hold() {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	n.held = true
+}
+
+// Release makes the node apply what the log has.
+func (n *Node) Release() {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	n.held = false
+	n.advance(n.log.head().Index)
+}
+
+// Refuse makes Decide and Fault of the node fail; nil makes them work again.
+func (n *Node) Refuse(err error) {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	n.refusing = err
+}
+
+// Lose makes the next decisions of the node enter the log without an answer, as
+// when leadership moves in between.
+func (n *Node) Lose(decisions int) {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	n.losing = decisions
+}
+
+// Set changes the node's status, as its doors see it.
+func (n *Node) Set(change func(*replica.Status)) {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	change(&n.status)
+	n.wake()
+}
+
+// Reports returns the shadow verdicts that were reported here.
+func (n *Node) Reports() []events.ShadowVerdict {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	return append([]events.ShadowVerdict(nil), n.reports...)
+}
+
+// Status implements door.Replica.
+func (n *Node) Status() replica.Status {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	st, s := n.status, n.log.states[n.applied]
+	st.Index, st.Lineage = n.applied, s.Lineage
+	if n.applied > 0 {
+		st.Chain = n.log.records[n.applied-1].Chain
+	}
+	return st
+}
+
+// State implements door.Replica.
+func (n *Node) State() *fsm.State {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	if n.corrupt != nil {
+		return n.corrupt
+	}
+	return n.log.states[n.applied]
+}
+
+// Changed implements door.Replica.
+func (n *Node) Changed() <-chan struct{} {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	return n.changed
+}
+
+// Entry implements door.Replica.
+func (n *Node) Entry(index uint64) (*events.Entry, events.Record, error) {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	if index == 0 || index > uint64(len(n.log.entries)) {
+		return nil, events.Record{}, fmt.Errorf("entry %d: %w", index, events.ErrNotFound)
+	}
+	return n.log.entries[index-1], n.log.records[index-1], nil
+}
+
+// Find implements door.Replica.
+func (n *Node) Find(id events.CallID) (uint64, bool, error) {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	index, ok := n.log.calls[id]
+	if !ok || index > n.applied {
+		return 0, false, nil
+	}
+	return index, true, nil
+}
+
+// StateAt implements door.Replica.
+func (n *Node) StateAt(_ context.Context, index uint64) (*fsm.State, error) {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	if index > n.applied {
+		return nil, &replica.Error{Code: events.CodeUnavailable, Reason: fmt.Sprintf("entry %d is not applied here", index)}
+	}
+	return n.log.states[index], nil
+}
+
+// Register implements door.Replica: the round opens when all ranks are there.
+func (n *Node) Register(ctx context.Context, r replica.Registration) (uint64, error) {
+	for {
+		n.log.mu.Lock()
+		if round := n.log.head().Round; round.Number > 0 && round.Members[r.Rank].Incarnation == r.Incarnation {
+			n.log.mu.Unlock()
+			return round.Number, nil
+		}
+		n.log.arrived[r.Rank] = r
+		if len(n.log.arrived) == len(n.log.nodes) {
+			err := n.log.openRound(r.Fingerprint)
+			n.log.mu.Unlock()
+			if err != nil {
+				return 0, err
+			}
+			continue
+		}
+		changed := n.log.nodes[0].changed
+		n.log.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			n.log.mu.Lock()
+			delete(n.log.arrived, r.Rank)
+			n.log.mu.Unlock()
+			return 0, ctx.Err()
+		}
+	}
+}
+
+func (l *Log) openRound(fingerprint string) error {
+	ev := &events.RoundOpened{Round: l.head().Round.Number + 1, Fingerprint: fingerprint}
+	for rank, n := range l.nodes {
+		r := l.arrived[uint64(rank)]
+		ev.Members = append(ev.Members, events.Member{Rank: r.Rank, Node: n.status.Node, Incarnation: r.Incarnation, Mode: r.Mode})
+	}
+	l.arrived = map[uint64]replica.Registration{}
+	_, err := l.append(&events.Entry{Kind: events.KindRound, Events: []events.Event{{RoundOpened: ev}}})
+	return err
+}
+
+// Decide implements door.Replica.
+func (n *Node) Decide(_ context.Context, c fsm.Call) (uint64, error) {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	if n.refusing != nil {
+		return 0, n.refusing
+	}
+	if index, ok := n.log.calls[events.CallID{Round: c.Key.Round, Model: c.Key.Model, Call: c.Key.Call}]; ok {
+		return index, nil
+	}
+	evs, err := fsm.Decide(n.log.head(), c)
+	if err != nil {
+		return 0, err
+	}
+	key := c.Key
+	index, err := n.log.append(&events.Entry{Kind: events.KindCall, Key: &key, Site: c.Site, Events: evs})
+	if err == nil && n.losing > 0 {
+		n.losing--
+		return 0, &replica.Error{Code: events.CodeUnavailable, Reason: "the outcome is unknown: repeat the call under the same number"}
+	}
+	return index, err
+}
+
+// Fault implements door.Replica.
+func (n *Node) Fault(_ context.Context, f events.RoundFaulted) error {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	if n.refusing != nil {
+		return n.refusing
+	}
+	if n.log.head().Round.Fault != nil {
+		return nil
+	}
+	_, err := n.log.append(&events.Entry{Kind: events.KindFault, Events: []events.Event{{RoundFaulted: &f}}})
+	return err
+}
+
+// Report implements door.Replica.
+func (n *Node) Report(v events.ShadowVerdict) {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	n.reports = append(n.reports, v)
+}
+
+// WriteReports puts what this node reported into the log, as a leader would.
+func (n *Node) WriteReports() error {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	e := &events.Entry{Kind: events.KindReport}
+	for i := range n.reports {
+		e.Events = append(e.Events, events.Event{ShadowVerdict: &n.reports[i]})
+	}
+	_, err := n.log.append(e)
+	return err
+}
+
+// Handle implements door.Replica.
+func (n *Node) Handle(method string, answer func(context.Context, []byte) (any, error)) {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	n.handlers[method] = answer
+}
+
+// Ask implements door.Replica.
+func (n *Node) Ask(ctx context.Context, method string, question any) []replica.Answer {
+	var out []replica.Answer
+	for _, other := range n.log.nodes {
+		if other == n {
+			continue
+		}
+		n.log.mu.Lock()
+		handler := other.handlers[method]
+		n.log.mu.Unlock()
+		a := replica.Answer{Node: other.status.Node, Address: other.status.Address}
+		if handler == nil {
+			a.Err = fmt.Errorf("nobody answers at %s", a.Address)
+		} else {
+			a.Body, a.Err = ask(ctx, handler, question)
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+func ask(ctx context.Context, handler func(context.Context, []byte) (any, error), question any) ([]byte, error) {
+	q, err := events.Marshal(question)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := handler(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	return events.Marshal(answer)
+}
+
+// Corrupt freezes the node in a state that is not the log's: one slot's record
+// differs. The next entry tells.
+func (n *Node) Corrupt() {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	n.held, n.corrupt = true, corrupted(n.log.states[n.applied])
+	n.status.Phase, n.status.Problem = replica.PhaseDiverged, "the lifecycle digest differs"
+	n.wake()
+}
+
+// corrupted returns the state with a seed that no other replica has.
+func corrupted(s *fsm.State) *fsm.State {
+	model := s.Models[0]
+	args := fsm.Germinate{Blueprint: "rot", Blend: "linear", Tempo: 1, Algorithm: events.AlgorithmAdd}
+	key := fsm.NextKey(s, model.Name, model.Config.Slots[0].Name, args)
+	evs, err := fsm.Decide(s, fsm.Call{Key: key, Args: args})
+	if err != nil {
+		panic(err) // the test has no free slot
+	}
+	e := &events.Entry{Version: events.Version, Kind: events.KindCall, Node: s.Round.Authority(), Round: s.Round.Number, Predecessor: s.Index,
+		Key: &key, Lifecycle: s.Lifecycle(model.Name), Bookkeeping: s.Bookkeeping(), Events: evs}
+	next, _, err := fsm.Apply(s, e)
+	if err != nil {
+		panic(err)
+	}
+	rotten := *s
+	rotten.Models = next.Models
+	return &rotten
+}

@@ -1,0 +1,73 @@
+package door
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/esperd/esperd/events"
+)
+
+const (
+	faultAnswerMax = 2 * time.Second  // how long the culprit's answer waits for the entry
+	faultTryMax    = 10 * time.Second // one try
+	faultRetryMin  = 100 * time.Millisecond
+	faultRetryMax  = 5 * time.Second
+)
+
+// faults remembers the rounds that this node is ending, each once.
+type faults struct {
+	mu      sync.Mutex
+	round   uint64
+	written chan struct{} // of that round; closed when nothing is left to do
+}
+
+// fault ends the round for all ranks: this rank's call did not fit entry e. It
+// waits for a moment only, and goes on trying in the background until the fault
+// is in the log or the round is over: without it the other ranks would wait in
+// a collective that never completes.
+func (s *Server) fault(ctx context.Context, code events.Code, got events.Key, site string, e *events.Entry, index uint64) {
+	f := events.RoundFaulted{Round: got.Round, Code: code, Rank: s.rank, Node: s.node, Index: index,
+		Got: got, GotSite: site, Want: *e.Key, WantSite: e.Site}
+	s.faults.mu.Lock()
+	if s.faults.round != f.Round {
+		s.faults.round, s.faults.written = f.Round, make(chan struct{})
+		done := s.faults.written
+		s.log.Error("this rank's call is not rank 0's; the round ends for all ranks", "code", code, "index", index,
+			"got", got.String(), "got_site", site, "want", e.Key.String(), "want_site", e.Site)
+		s.work.Go(func() {
+			defer close(done)
+			s.writeFault(f)
+		})
+	}
+	done := s.faults.written
+	s.faults.mu.Unlock()
+
+	patience := time.NewTimer(faultAnswerMax)
+	defer patience.Stop()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	case <-patience.C:
+	}
+}
+
+func (s *Server) writeFault(f events.RoundFaulted) {
+	for pause := faultRetryMin; ; pause = min(2*pause, faultRetryMax) {
+		ctx, cancel := context.WithTimeout(s.ctx, faultTryMax)
+		err := s.replica.Fault(ctx, f)
+		cancel()
+		if err == nil {
+			return
+		}
+		if round := s.replica.State().Round; round.Number != f.Round || round.Fault != nil {
+			return
+		}
+		s.log.Warn("the end of the round is not in the log yet; trying again", "round", f.Round, "error", err)
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}

@@ -1,0 +1,104 @@
+package door_test
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/esperd/esperd/api"
+	"github.com/esperd/esperd/events"
+)
+
+func TestBodiesAreReadStrictly(t *testing.T) {
+	j := newJob(t, 1)
+	session := j.connect()[0].Session().Session
+	call := `"session":"` + session + `","model":"main","call":1,"fence":0`
+	for name, tc := range map[string]struct {
+		path, body string
+		status     int
+		text       string
+	}{
+		"unknown field":  {"/v1/fence", `{` + call + `,"n":1,"verbose":true}`, 422, "body.verbose: unexpected property"},
+		"other case":     {"/v1/fence", `{` + call + `,"N":1}`, 422, "body.N: unexpected property"},
+		"missing field":  {"/v1/fence", `{` + call + `}`, 422, "expected required property n"},
+		"type":           {"/v1/fence", `{` + call + `,"n":"1"}`, 422, "body.n: expected integer"},
+		"overflow":       {"/v1/fence", `{` + call + `,"n":1e30}`, 422, "cannot unmarshal"},
+		"stage":          {"/v1/slots/r0c0/advance", `{` + call + `,"target":"FOSSIL"}`, 422, "FOSSILIZED"},
+		"algorithm":      {"/v1/slots/r0c0/germinate", `{` + call + `,"blueprint":"b","algorithm":"SUM"}`, 422, "MULTIPLY"},
+		"observation":    {"/v1/fence", `{` + call + `,"n":1,"observations":[{"slot":"r0c0","accuracy":"high"}]}`, 422, "accuracy"},
+		"no JSON":        {"/v1/fence", `n=1`, 400, "invalid character"},
+		"no body":        {"/v1/fence", ``, 400, "request body is required"},
+		"two values":     {"/v1/fence", `{} {}`, 400, "invalid character"},
+		"epoch":          {"/v1/epochs/first/step", `{` + call + `}`, 422, "path.epoch"},
+		"path":           {"/v1/nothing", `{}`, 404, "there is nothing at"},
+		"method":         {"/v1/state", `{}`, 405, "/v1/state takes GET, got "},
+		"protocol":       {"/v1/session", `{"protocol":9,"rank":0,"world_size":1,"incarnation":"` + session + `"}`, 422, "the trainer speaks protocol 9, expected 1"},
+		"incarnation":    {"/v1/session", `{"protocol":1,"rank":0,"world_size":1,"incarnation":"me"}`, 422, "body.incarnation"},
+		"partial gates":  {"/v1/session", `{"protocol":1,"rank":0,"world_size":1,"incarnation":"` + session + `","gates":{"permissive":true}}`, 422, "min_blending_epochs"},
+		"follow, for us": {"/v1/session", `{"protocol":1,"rank":0,"world_size":1,"mode":"follow","incarnation":"` + session + `"}`, 422, "body.mode"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			status, body := j.post(0, tc.path, tc.body)
+			require.Equal(t, tc.status, status, body)
+			p := decodeAs[api.Problem](t, body)
+			require.Equal(t, events.CodeInvalidInput, p.Code())
+			require.Equal(t, status, p.Status)
+			require.Contains(t, p.Detail, tc.text)
+		})
+	}
+	require.Equal(t, uint64(1), j.log.Node(0).State().Cursor("main").Calls, "none of them is in the log")
+}
+
+func TestBodiesHaveALimit(t *testing.T) {
+	j := newJob(t, 1)
+	status, body := j.post(0, "/v1/fence", `{"session":"`+strings.Repeat("x", 8<<20)+`"}`)
+	require.Equal(t, 413, status)
+	require.Contains(t, body, "more than 8388608 bytes")
+	status, _ = j.post(0, "/v1/fence", `{"session":"`+strings.Repeat("x", 8<<20-100)+`"}`)
+	require.Equal(t, 422, status)
+}
+
+func TestOtherContentTypesAreRefused(t *testing.T) {
+	j := newJob(t, 1)
+	resp, err := j.http(0).Post("http://esperd/v1/fence", "application/cbor", strings.NewReader("{}"))
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	require.Equal(t, http.StatusUnsupportedMediaType, resp.StatusCode)
+	require.Equal(t, "application/problem+json", resp.Header.Get("Content-Type"))
+}
+
+func TestArgumentsThatAreNoNumbersAreRefusedInTheLog(t *testing.T) {
+	j := newJob(t, 1)
+	c := j.connect()[0]
+	call := `{"session":"` + c.Session().Session + `","fence":0,`
+	for i, tc := range []struct{ path, rest, text string }{
+		{"germinate", `"call":1,"blueprint":"b","target":"NaN"}`, "target: expected an alpha"},
+		{"alpha_target", `"call":2,"target":"Infinity","ticks":3}`, "target: expected a finite number"},
+		{"schedule_prune", `"call":3,"ticks":3,"steepness":"-Infinity"}`, "steepness: expected a finite number"},
+	} {
+		status, body := j.post(0, "/v1/slots/r0c0/"+tc.path, call+tc.rest)
+		require.Equal(t, 422, status)
+		p := decodeAs[api.Problem](t, body)
+		require.Contains(t, p.Detail, tc.text)
+		require.Equal(t, c.Session().Index+uint64(i)+1, p.Index)
+	}
+}
+
+func TestDefaultsAreThoseOfTheContract(t *testing.T) {
+	j := newJob(t, 1)
+	session := j.connect()[0].Session().Session
+	status, body := j.post(0, "/v1/slots/r0c0/germinate", `{"session":"`+session+`","call":1,"fence":0,"blueprint":"conv"}`)
+	require.Equal(t, 200, status, body)
+	seed := j.log.Node(0).State().Model("main").Slot("r0c0").Seed
+	require.Equal(t, "sigmoid", seed.Blend)
+	require.Equal(t, int64(5), seed.Tempo)
+	require.Equal(t, events.AlgorithmAdd, seed.Amplitude.Algorithm)
+	require.Equal(t, 1.0, seed.Target)
+	status, body = j.post(0, "/v1/slots/r0c0/prune", `{"session":"`+session+`","call":2,"fence":0}`)
+	require.Equal(t, 200, status, body)
+	seed = j.log.Node(0).State().Model("main").Slot("r0c0").Seed
+	require.Equal(t, "policy", seed.Pruned.Initiator)
+	require.Empty(t, seed.Pruned.Reason)
+}

@@ -1,0 +1,47 @@
+package door
+
+import (
+	"context"
+
+	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
+	"github.com/esperd/esperd/replica"
+)
+
+// Replica is what the doors need of this rank's node. *replica.Node is one.
+type Replica interface {
+	Status() replica.Status
+
+	// State is the state after the last entry applied here; Changed is closed
+	// when there is a newer one or the node's phase has changed (ask for it
+	// before looking at State).
+	State() *fsm.State
+	Changed() <-chan struct{}
+
+	// Entry reads one entry of the history, decoded, with its place.
+	Entry(index uint64) (*events.Entry, events.Record, error)
+	// Find returns the index of the entry of a numbered call, false while it is
+	// not applied here.
+	Find(id events.CallID) (uint64, bool, error)
+	// StateAt rebuilds the state after the entry at index, which is applied
+	// here already.
+	StateAt(ctx context.Context, index uint64) (*fsm.State, error)
+
+	// Register announces a trainer and waits until a round with exactly this
+	// incarnation is open. Its number is returned.
+	Register(ctx context.Context, r replica.Registration) (round uint64, err error)
+	// Decide puts rank 0's call into the log, once: a call that is there
+	// already is found, not decided again. It waits for leadership if need be
+	// and returns when the entry is applied here.
+	Decide(ctx context.Context, c fsm.Call) (index uint64, err error)
+	// Fault ends the round for all ranks and returns when the fault is applied
+	// here. A round that is faulted already is no error.
+	Fault(ctx context.Context, f events.RoundFaulted) error
+	// Report queues a shadow verdict for the log and returns at once.
+	Report(v events.ShadowVerdict)
+
+	// Ask puts a question to every other node, for as long as ctx lasts;
+	// Handle answers those of others.
+	Ask(ctx context.Context, method string, question any) []replica.Answer
+	Handle(method string, answer func(ctx context.Context, question []byte) (any, error))
+}

@@ -1,0 +1,136 @@
+package door
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/esperd/esperd/events"
+)
+
+const (
+	// DefaultAdmin is the admin door's address unless another is given: a free
+	// port on loopback.
+	DefaultAdmin = "127.0.0.1:0"
+	// DefaultWaitMax is how long a call waits at most: longer than NCCL's own
+	// 10 minutes, so that the first to give up is the one that can say why.
+	DefaultWaitMax = 15 * time.Minute
+	// DefaultWarnAfter is after how long a waiting call is logged.
+	DefaultWarnAfter = 5 * time.Second
+)
+
+// Options says where the doors are and what is behind them.
+type Options struct {
+	Replica   Replica
+	Socket    string        // path of the trainer's door
+	Admin     string        // host:port of the admin door; "": DefaultAdmin
+	Version   string        // of esperd, for people
+	Logger    *slog.Logger  // nil: slog.Default()
+	WaitMax   time.Duration // 0: DefaultWaitMax
+	WarnAfter time.Duration // 0: DefaultWarnAfter
+}
+
+// Server is both doors of one node.
+type Server struct {
+	replica   Replica
+	log       *slog.Logger
+	version   string
+	waitMax   time.Duration
+	warnAfter time.Duration
+
+	node        events.NodeID
+	rank, world uint64
+
+	sessions sessions
+	ledger   ledger
+	faults   faults
+	recent   recent
+	metrics  *metrics
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	work   sync.WaitGroup
+
+	socket  string
+	admin   net.Addr
+	servers []*http.Server
+	closed  sync.Once
+}
+
+// newServer makes a server without doors: what both of them serve.
+func newServer(o Options) *Server {
+	id := o.Replica.Status().Identity
+	s := &Server{replica: o.Replica, version: o.Version, waitMax: o.WaitMax, warnAfter: o.WarnAfter,
+		node: id.Node, rank: id.Rank, world: id.World, ledger: ledger{waits: map[*wait]struct{}{}}}
+	if s.log = o.Logger; s.log == nil {
+		s.log = slog.Default()
+	}
+	s.log = s.log.With("rank", s.rank)
+	s.waitMax, s.warnAfter = cmp.Or(s.waitMax, DefaultWaitMax), cmp.Or(s.warnAfter, DefaultWarnAfter)
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	s.metrics = newMetrics(s)
+	s.replica.Handle(askLedger, s.answerLedger)
+	return s
+}
+
+// Open opens both doors and serves them until Close. Errors say which door, at
+// which path or address, and how to choose another.
+func Open(o Options) (*Server, error) {
+	s := newServer(o)
+	trainer, err := listenSocket(o.Socket)
+	if err != nil {
+		return nil, err
+	}
+	admin, err := net.Listen("tcp", cmp.Or(o.Admin, DefaultAdmin))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot open the admin door: %w: give another address with --admin-listen (ESPERD_ADMIN_LISTEN)", err), trainer.Close())
+	}
+	s.socket, s.admin = o.Socket, admin.Addr()
+	mux := s.newMux()
+	base := func(net.Listener) context.Context { return s.ctx }
+	errorLog := slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)
+	s.serve(trainer, &http.Server{Handler: s.trainerHandler(mux), ConnContext: s.greet, BaseContext: base,
+		ReadHeaderTimeout: headerReadMax, MaxHeaderBytes: headerBytesMax, ErrorLog: errorLog})
+	s.serve(admin, &http.Server{Handler: s.adminHandler(mux, s.admin), BaseContext: base,
+		ReadHeaderTimeout: headerReadMax, MaxHeaderBytes: headerBytesMax, IdleTimeout: adminIdleMax, WriteTimeout: adminWriteMax, ErrorLog: errorLog})
+	s.log.Info("the doors are open", "socket", s.socket, "admin", "http://"+s.admin.String())
+	return s, nil
+}
+
+func (s *Server) serve(l net.Listener, server *http.Server) {
+	s.servers = append(s.servers, server)
+	s.work.Go(func() {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			s.log.Error("a door does not take connections any more", "address", l.Addr().String(), "error", err)
+		}
+	})
+}
+
+// Socket returns the path of the trainer's door.
+func (s *Server) Socket() string { return s.socket }
+
+// AdminAddr returns the address of the admin door, as host:port.
+func (s *Server) AdminAddr() string { return s.admin.String() }
+
+// Close closes both doors. Calls that wait are answered with unavailable, so
+// that their client repeats them when esperd is back; ctx bounds how long the
+// answers may take.
+func (s *Server) Close(ctx context.Context) error {
+	var err error
+	s.closed.Do(func() {
+		s.cancel(errClosing)
+		for _, server := range s.servers {
+			if e := server.Shutdown(ctx); e != nil {
+				err = errors.Join(err, e, server.Close())
+			}
+		}
+		s.work.Wait()
+	})
+	return err
+}
