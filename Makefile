@@ -24,6 +24,7 @@ race:
 
 bench: ## run the benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./...
+	@if ls test/bench/*_test.go >/dev/null 2>&1; then cd test/bench && $(GO) test -run '^$$' -bench . ./...; fi
 
 sim-long: ## play many more schedules of the simulated cluster
 	ESPERD_SIM_SCHEDULES=$(LONG_SCHEDULES) $(GO) test -timeout 24h ./test/sim

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/esperd/esperd/door"
+	"github.com/esperd/esperd/replica"
+)
+
+// adminAddrName is the file, in the data directory, that says where the admin
+// door is: its port is a free one.
+const adminAddrName = "admin.addr"
+
+// daemon is a running esperd: its data directory, its node and its doors.
+type daemon struct {
+	cfg      Config
+	base     *slog.Logger // for those who add the rank themselves
+	log      *slog.Logger
+	dir      *replica.DataDir
+	node     *replica.Node
+	doors    *door.Server
+	adminURL string
+}
+
+// openDaemon starts everything, in the order in which one needs the other. What
+// it started is closed again when a later step fails.
+func openDaemon(cfg Config, base *slog.Logger) (_ *daemon, err error) {
+	d := &daemon{cfg: cfg, base: base, log: base.With("rank", cfg.Rank)}
+	defer func() {
+		if err != nil {
+			at, cancel := context.WithCancel(context.Background())
+			cancel() // nothing has happened that others could lack
+			err = errors.Join(err, d.close(at))
+		}
+	}()
+	security, err := peerSecurity(&cfg)
+	if err != nil {
+		return d, err
+	}
+	if err := replica.CheckExposure(cfg.Listen, security != nil, cfg.Insecure); err != nil {
+		return d, err
+	}
+	if cfg.Insecure && security == nil {
+		d.log.Warn("--insecure: whoever can reach the peers' address can write into the log", "listen", cfg.Listen)
+	}
+	if cfg.SocketDir {
+		if err := ownSocketDir(filepath.Dir(cfg.Socket)); err != nil {
+			return d, err
+		}
+	}
+	if d.dir, err = replica.OpenDataDir(cfg.DataDir, replica.DataDirOptions{}); err != nil {
+		return d, err
+	}
+	d.alone()
+	if err := d.openNode(security); err != nil {
+		return d, err
+	}
+	return d, d.openDoors()
+}
+
+// peerSecurity is nil where peers need not prove anything.
+func peerSecurity(c *Config) (*replica.PeerSecurity, error) {
+	switch {
+	case c.SecretFile != "":
+		return replica.SecretSecurity(c.SecretFile)
+	case c.PeerCert != "":
+		return replica.FileSecurity(c.PeerCert, c.PeerKey, c.PeerCA)
+	}
+	return nil, nil
+}
+
+// alone settles what the ranks of a world agree on and a world of one makes up:
+// the run's id, and a port that nobody has to know.
+func (d *daemon) alone() {
+	c := &d.cfg
+	if c.World > 1 {
+		return
+	}
+	if c.Run == "" && d.dir.Run() == "" {
+		c.Run, c.From["run_id"] = "run-"+strings.ToLower(rand.Text()[:8]), "made here"
+	}
+	if c.From["listen"] != "default" {
+		return
+	}
+	l, err := net.Listen("tcp", c.Listen)
+	if err == nil {
+		l.Close()
+	} else if errors.Is(err, syscall.EADDRINUSE) { // by another world of one
+		c.Listen, c.From["listen"] = "127.0.0.1:0", "default, "+c.Listen+" being in use"
+	}
+}
+
+func (d *daemon) openNode(security *replica.PeerSecurity) error {
+	c := &d.cfg
+	if c.Advertise == "" {
+		if c.Advertise = outwardHost(c); c.Advertise != "" {
+			c.From["advertise"] = "found here: " + c.Advertise
+		}
+	}
+	network, err := replica.NewNetwork(replica.ListenOptions{Listen: c.Listen, Advertise: c.Advertise, Security: security, Node: d.dir.Node(), Log: d.log})
+	if err != nil {
+		return err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "" // for people only
+	}
+	d.node, err = replica.Open(replica.Config{Rank: c.Rank, World: c.World, Run: c.Run, Host: host, Join: c.Join,
+		Dir: d.dir, LogStore: c.LogStore, Network: network, Logger: d.base})
+	return err // a node that does not open closes its network
+}
+
+func (d *daemon) openDoors() error {
+	var err error
+	d.doors, err = door.Open(door.Options{Replica: d.node, Socket: d.cfg.Socket, Admin: d.cfg.AdminListen, Version: thisVersion().Esperd, Logger: d.base})
+	if err != nil {
+		return err
+	}
+	d.adminURL = "http://" + d.doors.AdminAddr()
+	if err := os.WriteFile(d.dir.Path(adminAddrName), []byte(d.adminURL+"\n"), 0o600); err != nil {
+		return fmt.Errorf("cannot say where the admin door is: %w", err)
+	}
+	return nil
+}
+
+// outwardHost is under which address other hosts reach this one: the one from
+// which it would talk to rank 0. "" leaves it to the listen address.
+func outwardHost(c *Config) string {
+	host, _, err := net.SplitHostPort(c.Listen)
+	if ip := net.ParseIP(host); err != nil || host != "" && (ip == nil || !ip.IsUnspecified()) {
+		return ""
+	}
+	for _, join := range c.Join {
+		conn, err := net.Dial("udp", join) // sends nothing
+		if err != nil {
+			continue
+		}
+		local, _, err := net.SplitHostPort(conn.LocalAddr().String())
+		conn.Close()
+		if err == nil && !loopback(local) {
+			return local
+		}
+	}
+	// Rank 0 on this host, under a name that means loopback here, or no route.
+	name, err := os.Hostname()
+	if err != nil {
+		return "127.0.0.1"
+	}
+	return name
+}
+
+// runID is the run's, as far as it is known: the log's own is known once the
+// node is part of it.
+func (d *daemon) runID() string {
+	if run := d.node.Status().Run; run != "" {
+		return run
+	}
+	return d.cfg.Run
+}
+
+// failed is closed when the daemon cannot go on.
+func (d *daemon) failed() <-chan struct{} { return d.node.Failed() }
+
+func (d *daemon) failure() error {
+	return fmt.Errorf("this node cannot go on: %s", d.node.Status().Problem)
+}
+
+// close stops taking calls, lets every live node catch up for as long as ctx
+// lasts, and leaves everything on disk. It closes what openDaemon got to.
+func (d *daemon) close(ctx context.Context) error {
+	var errs []error
+	if d.doors != nil {
+		if err := d.doors.Close(ctx); err != nil && !errors.Is(err, context.Canceled) {
+			errs = append(errs, err)
+		}
+		if err := os.Remove(d.dir.Path(adminAddrName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	if d.cfg.SocketDir {
+		_ = os.Remove(filepath.Dir(d.cfg.Socket)) // only an empty one goes
+	}
+	if d.node != nil {
+		errs = append(errs, d.node.Close(ctx))
+	}
+	if d.dir != nil {
+		errs = append(errs, d.dir.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,24 @@
+// Command esperd runs beside every rank of a training job and keeps the ranks'
+// growing networks the same: rank 0's decisions go through a replicated log.
+//
+// The files, in reading order:
+//
+//	main.go           the commands, exit statuses
+//	config.go         flags, variables and launchers become a Config: pure
+//	config_peers.go   ... its addresses
+//	config_socket.go  ... its socket's path
+//	daemon.go         a node with its doors, opened and closed in order
+//	run.go, exec.go   a daemon alone, and with a command
+//	target.go         which esperd the commands that look ask
+//	view.go           status, slots, ranks
+//	events.go         events
+//	tables.go         what people see of all that
+//	describe.go       an entry of the log in words
+//	recording.go      a recorded run, read strictly
+//	demo.go           replaying one through a process a rank:
+//	demo_cluster.go   ... the processes
+//	demo_feed.go      ... their trainers
+//	demo_gather.go    ... what the ranks have in the end
+//	demo_check.go     ... compared with what was recorded
+//	demo_report.go    ... and told
+package main

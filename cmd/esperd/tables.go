@@ -1,0 +1,233 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/esperd/esperd/api"
+	"github.com/esperd/esperd/events"
+)
+
+// table writes aligned columns; cells of a row are separated by tabs.
+func table(w io.Writer, rows func(row func(cells ...any))) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	rows(func(cells ...any) {
+		for i, c := range cells {
+			if i > 0 {
+				fmt.Fprint(t, "\t")
+			}
+			// A tab or newline that somebody put into a name must not shift columns.
+			fmt.Fprint(t, oneLine(fmt.Sprint(c)))
+		}
+		fmt.Fprintln(t)
+	})
+	return t.Flush()
+}
+
+// oneLine keeps control characters, which a run id or a reason may bring, out
+// of the terminal.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+func writeJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+func statusTable(w io.Writer, s *api.State) error {
+	if !s.Quorum {
+		fmt.Fprintf(w, "NO QUORUM: this node knows no leader, so nothing can be decided now.\n"+
+			"What follows is what this node knew last, at entry %d.\n\n", s.Index)
+	}
+	return table(w, func(row func(...any)) {
+		row("node", fmt.Sprintf("%s, rank %d of %d, esperd %s", nodeText(s.Node), s.Rank, s.World, orDash(s.Version)))
+		run := "run id not known yet"
+		if s.Run != "" {
+			run = s.Run
+		}
+		if s.Lineage != "" {
+			run += fmt.Sprintf(" (lineage %.12s)", s.Lineage)
+		}
+		row("run", run)
+		row("phase", phaseText(s))
+		row("leader", leaderText(s))
+		log := fmt.Sprintf("entry %d, chain %s", s.Index, s.Chain.Short())
+		if s.CompleteFrom > 1 {
+			log += fmt.Sprintf("; entries before %d are still being fetched", s.CompleteFrom)
+		}
+		row("log", log)
+		if s.Problem != "" {
+			row("problem", s.Problem)
+		}
+		row("round", roundText(s.Round))
+		for _, m := range s.Models {
+			row("model", modelText(&m))
+		}
+	})
+}
+
+func phaseText(s *api.State) string {
+	switch s.Phase {
+	case "joining":
+		return "joining: not part of a log yet"
+	case "diverged":
+		return "DIVERGED: its state is frozen; it goes on storing the log"
+	case "failed":
+		return "FAILED: it met an entry that it cannot read"
+	}
+	vote := "nonvoter"
+	if s.Voter {
+		vote = "voter"
+	}
+	return fmt.Sprintf("%s, %s, %s", s.Phase, s.Role, vote)
+}
+
+func leaderText(s *api.State) string {
+	switch {
+	case !s.Quorum || s.Leader == "":
+		return "none known here"
+	case s.Leader == s.Node:
+		return "this node"
+	}
+	if s.Round != nil {
+		for _, m := range s.Round.Members {
+			if m.Node == s.Leader {
+				return fmt.Sprintf("%s (rank %d)", nodeText(s.Leader), m.Rank)
+			}
+		}
+	}
+	return nodeText(s.Leader)
+}
+
+func roundText(r *api.Round) string {
+	if r == nil {
+		return "none: not every rank's trainer has connected yet"
+	}
+	if r.Fault != nil {
+		return "FAULTED: " + faultText(r.Fault)
+	}
+	return fmt.Sprintf("%d, %s, fingerprint %q", r.Number, plural(len(r.Members), "rank"), r.Fingerprint)
+}
+
+func modelText(m *api.Model) string {
+	epoch := "no epoch stepped"
+	if m.Epoch >= 0 {
+		epoch = fmt.Sprintf("epoch %d stepped", m.Epoch)
+	}
+	return fmt.Sprintf("%s, generation %d, %s, %s, %s", m.Name, m.Generation, plural(len(m.Slots), "slot"), epoch, plural(int(m.Calls), "call"))
+}
+
+func slotsTable(w io.Writer, slots []api.Slot) error {
+	return table(w, func(row func(...any)) {
+		row("SLOT", "SEED", "STAGE", "ALPHA", "BLUEPRINT", "EPOCHS", "IN STAGE", "ACCURACY", "CONTRIBUTION", "RAMP")
+		for i := range slots {
+			s := &slots[i]
+			seed := "-"
+			if s.Seed > 0 {
+				seed = fmt.Sprintf("#%d", s.Seed)
+			}
+			cells := []any{s.Name, seed, s.Stage, alphaText(s.Alpha), orDash(s.Blueprint)}
+			row(append(append(cells, metricsCells(s.Metrics)...), rampText(s))...)
+		}
+	})
+}
+
+func metricsCells(m *events.Metrics) []any {
+	if m == nil {
+		return []any{"-", "-", "-", "-"}
+	}
+	accuracy, contribution := "-", "-"
+	if m.Epochs > 0 {
+		accuracy = fmt.Sprintf("%.2f", float64(m.Accuracy))
+	}
+	if m.Contribution != nil {
+		contribution = fmt.Sprintf("%+.2f", float64(*m.Contribution))
+	}
+	return []any{m.Epochs, m.EpochsInStage, accuracy, contribution}
+}
+
+func rampText(s *api.Slot) string {
+	c := s.Controller
+	if c == nil || c.Mode == events.ModeHold {
+		return "-"
+	}
+	return fmt.Sprintf("%s to %s, %d of %d ticks", c.Mode, alphaText(c.Target), c.Done, c.Total)
+}
+
+func ranksTable(w io.Writer, ranks []api.Rank) error {
+	return table(w, func(row func(...any)) {
+		row("RANK", "NODE", "HOST", "ADDRESS", "ROLE", "ENTRY", "CHAIN", "TRAINER", "DISAGREED", "LAST CALL", "NOW")
+		for i := range ranks {
+			r := &ranks[i]
+			if r.Unreachable != "" {
+				row(r.Rank, nodeText(r.Node), orDash(r.Host), orDash(r.Address), "-", "-", "-", "-", "-", "-", "UNREACHABLE: "+r.Unreachable)
+				continue
+			}
+			role := orDash(r.Role)
+			if !r.Voter && r.Role != "" {
+				role += " (nonvoter)"
+			}
+			trainer := "no"
+			if r.Session {
+				trainer = "connected"
+			}
+			last := "-"
+			if r.Last != nil {
+				last = fmt.Sprintf("%d: %s%s", r.Last.Key.Call, keyText(&r.Last.Key), siteText(r.Last.Site))
+			}
+			row(r.Rank, nodeText(r.Node), orDash(r.Host), orDash(r.Address), role, r.Index, r.Chain.Short(), trainer, r.Disagreements, last, waitingText(r.Waiting))
+		}
+	})
+}
+
+func waitingText(waiting []api.Arrival) string {
+	if len(waiting) == 0 {
+		return "-"
+	}
+	texts := make([]string, 0, len(waiting))
+	for i := range waiting {
+		a := &waiting[i]
+		what := "the other trainers"
+		if a.What == "decision" {
+			what = keyText(a.Key) + siteText(a.Site)
+		}
+		text := fmt.Sprintf("waits %.1f s for %s", a.Seconds, what)
+		if len(a.Missing) > 0 {
+			text += fmt.Sprintf(", missing %s", rankList(a.Missing))
+		}
+		texts = append(texts, text)
+	}
+	return strings.Join(texts, "; ")
+}
+
+func rankList(ranks []uint64) string {
+	noun := "rank "
+	if len(ranks) > 1 {
+		noun = "ranks "
+	}
+	return noun + strings.Trim(fmt.Sprint(ranks), "[]")
+}
+
+const entryFormat = "%6v  %-12s  %-10s  %5v  %-24s  %s  %s\n"
+
+func entriesHeader(w io.Writer) {
+	fmt.Fprintf(w, entryFormat, "INDEX", "TIME", "KIND", "ROUND", "CALL", "WHAT HAPPENED", "[CHAIN]")
+}
+
+// entryLine has fixed widths, because those that follow are not known yet.
+func entryLine(w io.Writer, e *api.Entry) error {
+	at := time.Unix(0, e.Time).Format("15:04:05.000")
+	_, err := fmt.Fprintf(w, entryFormat, e.Index, at, e.Kind, e.Round, oneLine(keyText(e.Key)), oneLine(describe(e)), "["+e.Chain.Short()+"]")
+	return err
+}
