@@ -54,7 +54,7 @@ func (n *Node) Handle(method string, answer func(ctx context.Context, question [
 
 func (n *Node) onAsk(ctx context.Context, req []byte) (any, error) {
 	var q question
-	if err := events.Unmarshal(req, &q); err != nil {
+	if err := unmarshalPeer(req, &q); err != nil {
 		return nil, errorf(events.CodeInvalidInput, "a question that does not decode: %v", err)
 	}
 	n.handlerMu.RLock()

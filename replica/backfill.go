@@ -95,7 +95,7 @@ func (n *Node) backfill(a historyAnswer) error {
 // always included.
 func (n *Node) onHistory(_ context.Context, req []byte) (any, error) {
 	var q historyRequest
-	if err := events.Unmarshal(req, &q); err != nil {
+	if err := unmarshalPeer(req, &q); err != nil {
 		return nil, errorf(events.CodeInvalidInput, "a history request that does not decode: %v", err)
 	}
 	h, _ := n.machine.now()

@@ -122,7 +122,7 @@ func (n *Node) greet(me hello, address string) bool {
 // onHello answers another node's hello.
 func (n *Node) onHello(ctx context.Context, req []byte) (any, error) {
 	var h hello
-	if err := events.Unmarshal(req, &h); err != nil {
+	if err := unmarshalPeer(req, &h); err != nil {
 		return nil, errorf(events.CodeInvalidInput, "a hello that does not decode: %v", err)
 	}
 	me := n.self()

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fxamacker/cbor/v2"
+
 	"github.com/esperd/esperd/events"
 )
 
@@ -26,6 +28,30 @@ const (
 	peerContentType  = "application/cbor"
 	peerBodyBytesMax = 64 << 20
 )
+
+// peerDecMode is events' but for unknown fields, which it ignores: nodes of
+// different versions talk to each other while a world is upgraded.
+var peerDecMode = func() cbor.DecMode {
+	m, err := cbor.DecOptions{
+		DupMapKey:        cbor.DupMapKeyEnforcedAPF,
+		IndefLength:      cbor.IndefLengthForbidden,
+		TagsMd:           cbor.TagsForbidden,
+		MaxNestedLevels:  16,
+		MaxArrayElements: 1 << 17,
+		MaxMapPairs:      1 << 12,
+	}.DecMode()
+	if err != nil {
+		panic(err) // a constant of this file is wrong
+	}
+	return m
+}()
+
+func unmarshalPeer(b []byte, v any) error {
+	if err := peerDecMode.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%w: %w", events.ErrMalformed, err)
+	}
+	return nil
+}
 
 // A PeerClient asks other nodes. Call encodes req, decodes the answer into resp
 // (nil: drop it), and returns a *PeerError for what the peer itself refused;
@@ -100,7 +126,7 @@ func decodeAnswer(addr, method string, b []byte, resp any) error {
 	if resp == nil {
 		return nil
 	}
-	if err := events.Unmarshal(b, resp); err != nil {
+	if err := unmarshalPeer(b, resp); err != nil {
 		return fmt.Errorf("peer %s answered %s with something else (%w): run the same version of esperd on every node", addr, method, err)
 	}
 	return nil
@@ -109,7 +135,7 @@ func decodeAnswer(addr, method string, b []byte, resp any) error {
 // decodePeerError reads the body of a refusal; what is none becomes one.
 func decodePeerError(addr, method string, status int, b []byte) *PeerError {
 	e := new(PeerError)
-	if err := events.Unmarshal(b, e); err != nil || e.Code == "" {
+	if err := unmarshalPeer(b, e); err != nil || e.Code == "" {
 		return &PeerError{Code: events.CodeUnavailable, Text: fmt.Sprintf("peer %s answered %s with HTTP status %d and %.200q", addr, method, status, b)}
 	}
 	return e

@@ -85,7 +85,7 @@ func (n *Node) mayDecide(k events.Key) error {
 // propose writes one entry that was decided on s. The entry is applied to a
 // copy first, so that none which cannot be applied enters the log.
 func (n *Node) propose(ctx context.Context, s *fsm.State, e *events.Entry) (uint64, error) {
-	e.Version = events.Version
+	e.Version = entryVersion(s)
 	e.Node, e.Round, e.Predecessor = n.id, s.Round.Number, s.Index
 	e.Bookkeeping = s.Bookkeeping()
 	if e.Key != nil {
@@ -115,6 +115,15 @@ func (n *Node) propose(ctx context.Context, s *fsm.State, e *events.Entry) (uint
 		return 0, errRetry
 	}
 	return res.index, nil
+}
+
+// entryVersion is the newest that every node of the log can read.
+func entryVersion(s *fsm.State) uint64 {
+	v := events.Version
+	for _, n := range s.Nodes {
+		v = min(v, max(n.Version, 1))
+	}
+	return v
 }
 
 // proposalFailed waits a moment before the next try: leadership has to settle,

@@ -113,7 +113,7 @@ func (n *Node) wait(d time.Duration) error {
 // onReport is the leader's side: what is new goes into one entry.
 func (n *Node) onReport(ctx context.Context, req []byte) (any, error) {
 	var r reports
-	if err := events.Unmarshal(req, &r); err != nil {
+	if err := unmarshalPeer(req, &r); err != nil {
 		return nil, errorf(events.CodeInvalidInput, "reports that do not decode: %v", err)
 	}
 	if n.raft.State() != raft.Leader {
@@ -155,7 +155,7 @@ func (n *Node) Fault(ctx context.Context, f events.RoundFaulted) error {
 
 func (n *Node) onFault(ctx context.Context, req []byte) (any, error) {
 	var f events.RoundFaulted
-	if err := events.Unmarshal(req, &f); err != nil {
+	if err := unmarshalPeer(req, &f); err != nil {
 		return nil, errorf(events.CodeInvalidInput, "a fault that does not decode: %v", err)
 	}
 	if n.raft.State() != raft.Leader {
@@ -192,7 +192,7 @@ func (n *Node) callLeader(ctx context.Context, method string, req, resp any) err
 		if b, err = events.Marshal(v); err != nil {
 			return err
 		}
-		return events.Unmarshal(b, resp)
+		return unmarshalPeer(b, resp)
 	}
 	address, _ := n.raft.LeaderWithID()
 	if address == "" {

@@ -80,7 +80,7 @@ func (n *Node) pause(ctx context.Context, changed <-chan struct{}, d time.Durati
 // opens the round.
 func (n *Node) onRegister(ctx context.Context, req []byte) (any, error) {
 	var r registration
-	if err := events.Unmarshal(req, &r); err != nil {
+	if err := unmarshalPeer(req, &r); err != nil {
 		return nil, errorf(events.CodeInvalidInput, "a registration that does not decode: %v", err)
 	}
 	if n.raft.State() != raft.Leader {

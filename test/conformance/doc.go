@@ -13,5 +13,5 @@
 //	ESPERD_VECTORS=DIR go test ./test/conformance       other vectors, .jsonl or .jsonl.gz
 //
 // The package also replays rank 0 of a recorded training run
-// (test/recordings/digits-ddp4).
+// (cmd/esperd/recordings/digits-ddp4).
 package conformance

@@ -15,9 +15,9 @@ import (
 	"github.com/esperd/esperd/gates"
 )
 
-const recording = "../recordings/digits-ddp4/rank0.jsonl"
+const recording = "../../cmd/esperd/recordings/digits-ddp4/rank0.jsonl"
 
-// recordedLine is one line of a recorded rank (test/recordings/digits-ddp4).
+// recordedLine is one line of a recorded rank (cmd/esperd/recordings/digits-ddp4).
 type recordedLine struct {
 	Kind  string `json:"kind"`
 	Epoch int64  `json:"epoch"`
