@@ -71,7 +71,7 @@ func (n *Node) onAsk(ctx context.Context, req []byte) (any, error) {
 func (n *Node) Ask(ctx context.Context, method string, q any) []Answer {
 	body, err := events.Marshal(q)
 	var others []raft.Server
-	for _, s := range n.machine.configuration().Servers {
+	for _, s := range n.members().Servers {
 		if s.ID != raft.ServerID(n.id) {
 			others = append(others, s)
 		}
@@ -121,7 +121,7 @@ func (n *Node) drain(ctx context.Context) {
 func (n *Node) othersHave(ctx context.Context) bool {
 	h, _ := n.machine.now()
 	all := true
-	for _, s := range n.machine.configuration().Servers {
+	for _, s := range n.members().Servers {
 		if s.ID == raft.ServerID(n.id) {
 			continue
 		}

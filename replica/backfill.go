@@ -58,7 +58,7 @@ func (n *Node) fillHistory() {
 
 func (n *Node) fetch(from, to uint64) error {
 	last := fmt.Errorf("no other node is known")
-	for _, s := range n.machine.configuration().Servers {
+	for _, s := range n.members().Servers {
 		if s.ID == "" || string(s.ID) == string(n.id) {
 			continue
 		}

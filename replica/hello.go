@@ -85,7 +85,7 @@ func containsHost(list []string, address string) bool {
 
 func (n *Node) addresses() []string {
 	var out []string
-	for _, s := range n.machine.configuration().Servers {
+	for _, s := range n.members().Servers {
 		out = append(out, string(s.Address))
 	}
 	return out

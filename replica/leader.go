@@ -80,8 +80,7 @@ func (n *Node) write(ctx context.Context, make func(*fsm.State) (*events.Entry, 
 	}
 }
 
-// members is raft's newest membership, which the leader's steps look at: what
-// the state machine was told may be a step behind.
+// members is raft's newest membership, committed or not.
 func (n *Node) members() raft.Configuration { return n.raft.GetConfiguration().Configuration() }
 
 func server(c raft.Configuration, id events.NodeID) (raft.Server, bool) {

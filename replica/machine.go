@@ -32,7 +32,6 @@ type machine struct {
 	changed chan struct{} // closed when head or phase is replaced
 	phase   Phase
 	problem error
-	config  raft.Configuration
 }
 
 // head is the end of the log at this node. Its state is older than its index
@@ -231,19 +230,6 @@ func (m *machine) trouble() (Phase, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.phase, m.problem
-}
-
-// StoreConfiguration is called by raft with every committed membership.
-func (m *machine) StoreConfiguration(_ uint64, c raft.Configuration) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.config = c.Clone()
-}
-
-func (m *machine) configuration() raft.Configuration {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.config
 }
 
 // snapshotFile is a raft snapshot: O(state), never the history.

@@ -174,9 +174,6 @@ func (n *Node) start() error {
 		return fmt.Errorf("starting raft in %s: %w", n.cfg.Dir.Path(""), err)
 	}
 	n.running.Store(n.raft)
-	if f := n.raft.GetConfiguration(); f.Error() == nil {
-		n.machine.StoreConfiguration(f.Index(), f.Configuration())
-	}
 	if s := n.machine.state(); s.Lineage != "" {
 		n.onJoined(s) // the directory may not know it yet
 	}
@@ -268,7 +265,7 @@ func (n *Node) onJoined(s *fsm.State) {
 // only then did it lead their term.
 func (n *Node) onApplied(writer events.NodeID, raftIndex, term uint64) {
 	if r := n.running.Load(); writer == n.id && r != nil && r.State() == raft.Leader {
-		n.nudge.Applied(raftIndex, term, n.machine.configuration().Servers)
+		n.nudge.Applied(raftIndex, term, r.GetConfiguration().Configuration().Servers)
 	}
 }
 
@@ -341,7 +338,7 @@ func (n *Node) Status() Status {
 	if problem != nil {
 		s.Problem = problem.Error()
 	}
-	for _, server := range n.machine.configuration().Servers {
+	for _, server := range n.members().Servers {
 		if server.ID == raft.ServerID(n.id) {
 			s.Role = lower(n.raft.State().String())
 			s.Voter = server.Suffrage == raft.Voter

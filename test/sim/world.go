@@ -61,16 +61,14 @@ func (h *host) path() string {
 
 // start opens the host's node on what its disk holds.
 func (h *host) start() error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.node != nil {
+	if h.running() {
 		return nil
 	}
 	data, err := replica.OpenDataDir(h.path(), replica.DataDirOptions{NoFsync: true})
 	if err != nil {
 		return err
 	}
-	d := h.disk
+	d := h.current()
 	d.onCrash = func() { h.crashed(d) }
 	history, err := events.OpenHistory(data.Path("history.db"), events.HistoryOptions{Logger: h.w.log, NoSync: true, BeforeWrite: func() error {
 		if h.isGhost(d) {
@@ -94,8 +92,16 @@ func (h *host) start() error {
 	if err != nil {
 		return errors.Join(err, data.Close())
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.node, h.data = n, data
 	return nil
+}
+
+func (h *host) running() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.node != nil
 }
 
 // reconnect brings the host's links back, but none to a host that has crashed:
