@@ -24,8 +24,7 @@ func BenchmarkNumberedCall(b *testing.B) {
 	}
 }
 
-// BenchmarkObserve is a request that touches no log: the cost of the door's
-// HTTP and JSON alone.
+// BenchmarkStepEpoch is a call with an observation, whose answer lists slots.
 func BenchmarkStepEpoch(b *testing.B) {
 	j := newJob(b, 1)
 	c := j.connect()[0]

@@ -43,10 +43,11 @@ func newError(status int, msg string, errs ...error) huma.StatusError {
 		if err == nil {
 			continue
 		}
-		text := err.Error()
-		var detail *huma.ErrorDetail
-		if errors.As(err, &detail) {
+		var text string
+		if detail, ok := errors.AsType[*huma.ErrorDetail](err); ok {
 			text = detail.Location + ": " + detail.Message // without the value: it may be the whole body
+		} else {
+			text = err.Error()
 		}
 		if len(text) > errorBytesMax {
 			text = text[:errorBytesMax] + "..."

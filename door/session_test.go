@@ -292,3 +292,27 @@ func TestAReplicaThatDivergesAnswersNoMore(t *testing.T) {
 	require.ErrorIs(t, err, client.ErrDiverged)
 	require.Contains(t, err.Error(), "bits differ")
 }
+
+func TestATrainerThatIsBackBeforeItsNodeIs(t *testing.T) {
+	for _, applied := range []uint64{0, 1, 2, 4} { // nothing, no round yet, no call yet, some calls
+		j := newJob(t, 2)
+		trainers := j.connect()
+		for _, c := range trainers {
+			require.NoError(t, step(0)(c, j))
+			require.NoError(t, step(1)(c, j))
+		}
+		j.stop(1)
+		j.log.Node(1).Behind(applied)
+		j.start(1)
+		waits := make(chan error)
+		go func() { waits <- step(2)(trainers[1], j) }()
+		require.NoError(t, step(2)(trainers[0], j))
+		select {
+		case err := <-waits:
+			t.Fatalf("answered before the node has caught up: %v", err)
+		case <-time.After(20 * time.Millisecond):
+		}
+		j.log.Node(1).Release()
+		require.NoError(t, <-waits)
+	}
+}

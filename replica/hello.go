@@ -83,10 +83,13 @@ func containsHost(list []string, address string) bool {
 	return slices.ContainsFunc(list, func(a string) bool { return sameHost(a, address) })
 }
 
+// addresses are the voters': one of them leads.
 func (n *Node) addresses() []string {
 	var out []string
 	for _, s := range n.members().Servers {
-		out = append(out, string(s.Address))
+		if s.Suffrage == raft.Voter {
+			out = append(out, string(s.Address))
+		}
 	}
 	return out
 }

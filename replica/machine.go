@@ -157,6 +157,7 @@ func (m *machine) stop(index uint64, err error) bool {
 	}
 	m.mu.Lock()
 	m.phase, m.problem = PhaseDiverged, err
+	m.wake()
 	m.mu.Unlock()
 	m.log.Error("this replica has diverged: its state is frozen, its history goes on", "index", index, "error", err)
 	return true

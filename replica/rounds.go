@@ -111,7 +111,7 @@ func checkRegistration(s *fsm.State, world uint64, r registration) error {
 
 // openRound writes the round's entry, unless the round has moved on meanwhile.
 func (n *Node) openRound(ctx context.Context, ranks []registration) error {
-	err := n.write(ctx, func(s *fsm.State) (*events.Entry, error) {
+	return n.write(ctx, func(s *fsm.State) (*events.Entry, error) {
 		ev := &events.RoundOpened{Round: s.Round.Number + 1, Fingerprint: ranks[0].Fingerprint}
 		for _, r := range ranks {
 			if r.Rank < uint64(len(s.Round.Members)) && s.Round.Members[r.Rank].Incarnation == r.Incarnation {
@@ -119,10 +119,7 @@ func (n *Node) openRound(ctx context.Context, ranks []registration) error {
 			}
 			ev.Members = append(ev.Members, events.Member{Rank: r.Rank, Node: r.Node, Incarnation: r.Incarnation, Mode: r.Mode})
 		}
+		n.log.Info("opening a round", "round", ev.Round, "fingerprint", ev.Fingerprint)
 		return &events.Entry{Kind: events.KindRound, Events: []events.Event{{RoundOpened: ev}}}, nil
 	})
-	if err == nil {
-		n.log.Info("round opened", "round", n.State().Round.Number, "fingerprint", ranks[0].Fingerprint)
-	}
-	return err
 }

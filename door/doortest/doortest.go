@@ -124,6 +124,15 @@ func (n *Node) Hold() {
 	n.held = true
 }
 
+// Behind makes the node one that has applied only the entries up to index, as
+// after a restart, and nothing more until Release.
+func (n *Node) Behind(index uint64) {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	n.held = true
+	n.advance(index)
+}
+
 // Release makes the node apply what the log has.
 func (n *Node) Release() {
 	n.log.mu.Lock()
@@ -226,7 +235,7 @@ func (n *Node) StateAt(_ context.Context, index uint64) (*fsm.State, error) {
 func (n *Node) Register(ctx context.Context, r replica.Registration) (uint64, error) {
 	for {
 		n.log.mu.Lock()
-		if round := n.log.head().Round; round.Number > 0 && round.Members[r.Rank].Incarnation == r.Incarnation {
+		if round := n.log.states[n.applied].Round; round.Number > 0 && round.Members[r.Rank].Incarnation == r.Incarnation {
 			n.log.mu.Unlock()
 			return round.Number, nil
 		}
@@ -239,7 +248,7 @@ func (n *Node) Register(ctx context.Context, r replica.Registration) (uint64, er
 			}
 			continue
 		}
-		changed := n.log.nodes[0].changed
+		changed := n.changed
 		n.log.mu.Unlock()
 		select {
 		case <-changed:
