@@ -38,7 +38,7 @@ func (d *disk) clone() *disk {
 	return c
 }
 
-// write runs one write, after the crash that may be due before it.
+// write runs one write, as slowly as the disk is.
 func (d *disk) write(fn func()) {
 	d.mu.Lock()
 	delay := d.delay
@@ -46,6 +46,13 @@ func (d *disk) write(fn func()) {
 	if delay > 0 {
 		time.Sleep(delay)
 	}
+	d.atOnce(fn)
+}
+
+// atOnce runs one write, after the crash that may be due before it. The history
+// writes with a mutex held, which may not be slept under: simulated time stands
+// still while somebody waits for a mutex.
+func (d *disk) atOnce(fn func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.writes++

@@ -74,7 +74,7 @@ func (h *host) start() error {
 		if h.isGhost(d) {
 			return errDead
 		}
-		d.write(func() {})
+		d.atOnce(func() {})
 		if h.isGhost(d) {
 			return errDead
 		}
