@@ -155,7 +155,7 @@ func (n *Node) balanceVoters(_ context.Context, peers []peer) (bool, error) {
 		s, ok := server(conf, id)
 		return ok && s.Suffrage == raft.Voter
 	}
-	wanted := voters(len(conf.Servers))
+	wanted := voters(int(n.cfg.World)) // not of the servers: a replaced one may still be among them
 	order := slices.Clone(peers)
 	slices.SortStableFunc(order, func(a, b peer) int {
 		first := func(p peer) int {

@@ -121,6 +121,7 @@ func (n *MemNetwork) SetDelay(delay func(from, to string) time.Duration) {
 // at returns the node at the other end of an open link; nil: there is none, or
 // another one than is wanted.
 func (n *MemNetwork) at(from, to string) *MemNode {
+	from = hostOf(from)
 	to, wanted := splitAddress(to)
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -139,7 +140,7 @@ func (n *MemNetwork) carry(ctx context.Context, from, to string) (*MemNode, erro
 	n.mu.Unlock()
 	sent := n.at(from, to) != nil // what goes into a cut link stays lost when it heals
 	if delay != nil {
-		if !sleep(ctx, delay(from, hostOf(to))) {
+		if !sleep(ctx, delay(hostOf(from), hostOf(to))) {
 			return nil, ctx.Err()
 		}
 	}

@@ -162,12 +162,8 @@ func (n *Node) start() error {
 		return err
 	}
 	conf.NoSnapshotRestoreOnStart = !restore
-	existing, err := raft.HasExistingState(stores.Log, stores.Stable, stores.Snapshots)
-	if err != nil {
-		return fmt.Errorf("looking for a log in %s: %w", n.cfg.Dir.Path("raft"), err)
-	}
-	if n.empty = !existing; n.empty && n.cfg.Dir.Lineage() != "" {
-		return errorf(events.CodeUnavailable, "data directory %s was part of log %s, but its raft log is gone: this node might vote twice; move the whole directory aside as evidence and start with an empty one, which is a new node and fetches the history from the others", n.cfg.Dir.Path(""), n.cfg.Dir.Lineage())
+	if err := n.lookForLog(stores); err != nil {
+		return err
 	}
 	n.raft, err = raft.NewRaft(conf, n.machine, logs, stores.Stable, snapshots, n.net.Transport())
 	if err != nil {
@@ -183,6 +179,40 @@ func (n *Node) start() error {
 		n.work.Go(run)
 	}
 	return nil
+}
+
+// lookForLog sets whether the directory holds no log, so that one may be
+// founded, and refuses one whose log is gone.
+func (n *Node) lookForLog(stores *Stores) error {
+	last, err := stores.Log.LastIndex()
+	if err != nil {
+		return fmt.Errorf("looking for a log in %s: %w", n.cfg.Dir.Path("raft"), err)
+	}
+	list, err := stores.Snapshots.List()
+	if err != nil {
+		return fmt.Errorf("listing raft snapshots: %w", err)
+	}
+	h, _ := n.machine.now()
+	n.empty = last == 0 && len(list) == 0 && h.index == 0
+	if last == 0 && len(list) == 0 && (h.index > 0 || n.cfg.Dir.Lineage() != "") {
+		return errorf(events.CodeUnavailable, "data directory %s was part of log %s, but its raft log is gone: this node might vote twice; move the whole directory aside as evidence and start with an empty one, which is a new node and fetches the history from the others", n.cfg.Dir.Path(""), n.cfg.Dir.Lineage())
+	}
+	if n.empty {
+		return undoHalfBootstrap(stores.Stable)
+	}
+	return nil
+}
+
+// undoHalfBootstrap completes nothing and undoes what a crash left of founding:
+// raft writes term 1, then the first entry, and refuses to begin again where it
+// finds a term. No election gives term 1, so nobody voted in it.
+func undoHalfBootstrap(stable raft.StableStore) error {
+	key := []byte("CurrentTerm") // raft's own
+	term, err := stable.GetUint64(key)
+	if err != nil || term != 1 {
+		return nil // nothing there, or more than half
+	}
+	return stable.SetUint64(key, 0)
 }
 
 // raftConfig gives rank 0's node a short election timeout and the others a long
