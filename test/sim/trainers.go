@@ -23,14 +23,15 @@ type job struct {
 	rounds int // to finish
 	calls  int // in each
 
-	mu      sync.Mutex
-	restart chan struct{} // closed when the job restarts
-	attempt uint64
-	answers map[events.CallID]map[uint64]events.Digest // call -> rank -> hash of the entry it was answered from
-	acked   map[events.CallID]uint64                   // rank 0's answered calls -> index
-	broken  error
-	done    map[uint64]uint64 // rank -> 1 + attempt in which it played all its rounds
-	doing   map[uint64]string // rank -> what it does, for a failing test
+	mu       sync.Mutex
+	restart  chan struct{} // closed when the job restarts
+	attempt  uint64
+	complete bool                                       // all ranks have played all their rounds: nothing restarts any more
+	answers  map[events.CallID]map[uint64]events.Digest // call -> rank -> hash of the entry it was answered from
+	acked    map[events.CallID]uint64                   // rank 0's answered calls -> index
+	broken   error
+	done     map[uint64]uint64 // rank -> 1 + attempt in which it played all its rounds
+	doing    map[uint64]string // rank -> what it does, for a failing test
 }
 
 func newJob(w *world, seed uint64, rounds, calls int) *job {
@@ -42,6 +43,9 @@ func newJob(w *world, seed uint64, rounds, calls int) *job {
 func (j *job) restarted() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.complete {
+		return
+	}
 	close(j.restart)
 	j.restart = make(chan struct{})
 	j.attempt++
@@ -113,6 +117,7 @@ func (j *job) finished(rank, attempt uint64) bool {
 			return false
 		}
 	}
+	j.complete = true
 	return true
 }
 
