@@ -106,14 +106,36 @@ func readStruct(t reflect.Type) readFunc {
 		}
 	}
 	if t == reflect.TypeFor[Event]() {
-		return func(d *decoder, p unsafe.Pointer) error {
-			if n, err := d.peekHead(majorMap); err == nil && n != 1 {
-				return d.errorf("an event with %d payloads instead of one", n)
-			}
-			return d.fields(fields, p)
+		if fields[len(fields)-1].key != uint64(len(fields)) {
+			panic("events: the types of events are not numbered without a gap")
 		}
+		return func(d *decoder, p unsafe.Pointer) error { return d.event(fields, p) }
 	}
 	return func(d *decoder, p unsafe.Pointer) error { return d.fields(fields, p) }
+}
+
+// event reads the one payload of an event. The numbers of the payloads are
+// dense, so it is found without a search.
+func (d *decoder) event(fields []fieldPlan, p unsafe.Pointer) error {
+	n, err := d.head(majorMap)
+	if err != nil {
+		return err
+	}
+	if n != 1 {
+		return d.errorf("an event with %d payloads instead of one", n)
+	}
+	key, err := d.head(majorUint)
+	if err != nil {
+		return err
+	}
+	if key == 0 || key > uint64(len(fields)) {
+		return d.errorf("an event of the unknown type %d", key)
+	}
+	f := &fields[key-1]
+	if err := f.read(d, unsafe.Add(p, f.offset)); err != nil {
+		return fmt.Errorf("%s: %w", f.name, err)
+	}
+	return nil
 }
 
 // zeroTest returns the test by which the encoder leaves a field out.
@@ -184,6 +206,13 @@ func (d *decoder) fields(fields []fieldPlan, p unsafe.Pointer) error {
 func readPointer(t reflect.Type) readFunc {
 	elem := t.Elem()
 	read := plan(elem)
+	if elem == reflect.TypeFor[Num]() {
+		return func(d *decoder, p unsafe.Pointer) error {
+			v := d.num()
+			*(**Num)(p) = v
+			return read(d, unsafe.Pointer(v))
+		}
+	}
 	return func(d *decoder, p unsafe.Pointer) error {
 		v := reflect.New(elem).UnsafePointer()
 		*(*unsafe.Pointer)(p) = v
@@ -197,6 +226,10 @@ func readSlice(t reflect.Type) readFunc {
 		return readBytes
 	}
 	read, size := plan(elem), elem.Size()
+	var short [8]reflect.Type // one allocation each; most slices in entries are as short
+	for n := range short {
+		short[n] = reflect.ArrayOf(n, elem)
+	}
 	return func(d *decoder, p unsafe.Pointer) error {
 		n, err := d.head(majorArray)
 		if err != nil {
@@ -208,9 +241,13 @@ func readSlice(t reflect.Type) readFunc {
 		if n == 0 {
 			return nil // nil and empty are one value
 		}
-		v := reflect.MakeSlice(t, int(n), int(n))
-		reflect.NewAt(t, p).Elem().Set(v)
-		base := v.UnsafePointer()
+		var base unsafe.Pointer
+		if n < uint64(len(short)) {
+			base = reflect.New(short[n]).UnsafePointer()
+		} else {
+			base = reflect.MakeSlice(t, int(n), int(n)).UnsafePointer()
+		}
+		*(*sliceHeader)(p) = sliceHeader{base, int(n), int(n)}
 		for i := range uintptr(n) {
 			if err := read(d, unsafe.Add(base, i*size)); err != nil {
 				return fmt.Errorf("[%d]: %w", i, err)
@@ -218,6 +255,12 @@ func readSlice(t reflect.Type) readFunc {
 		}
 		return nil
 	}
+}
+
+// sliceHeader is a slice of any type.
+type sliceHeader struct {
+	data     unsafe.Pointer
+	len, cap int
 }
 
 func readBytes(d *decoder, p unsafe.Pointer) error {
@@ -249,10 +292,18 @@ func readString(d *decoder, p unsafe.Pointer) error {
 	if err != nil {
 		return err
 	}
+	known := d.known(b)
+	if known != nil && *known == string(b) {
+		*(*string)(p) = *known
+		return nil
+	}
 	if !utf8.Valid(b) {
 		return d.errorf("text is not UTF-8")
 	}
-	*(*string)(p) = d.intern(b)
+	*(*string)(p) = string(b)
+	if known != nil {
+		*known = *(*string)(p)
+	}
 	return nil
 }
 
@@ -349,10 +400,22 @@ func readFloat(d *decoder, p unsafe.Pointer) error {
 type decoder struct {
 	b      []byte
 	at     int
-	recent [64]string // short strings read before: names repeat within and across entries
+	recent *[64]string // short strings read before
+	nums   []Num       // zero ones, for who needs a pointer to one
 }
 
 var decoders = sync.Pool{New: func() any { return new(decoder) }}
+
+// num returns a new Num. Readings come by the half dozen, and as long as they
+// are kept at all they are kept together.
+func (d *decoder) num() *Num {
+	if len(d.nums) == 0 {
+		d.nums = make([]Num, 16)
+	}
+	v := &d.nums[0]
+	d.nums = d.nums[1:]
+	return v
+}
 
 func (d *decoder) errorf(format string, args ...any) error {
 	return fmt.Errorf("%w: at byte %d: "+format, append([]any{ErrMalformed, d.at}, args...)...)
@@ -374,14 +437,6 @@ func (d *decoder) head(major byte) (uint64, error) {
 		return low, nil
 	}
 	return d.longHead(major, low)
-}
-
-// peekHead is head without moving on.
-func (d *decoder) peekHead(major byte) (uint64, error) {
-	at := d.at
-	n, err := d.head(major)
-	d.at = at
-	return n, err
 }
 
 func (d *decoder) longHead(major byte, low uint64) (uint64, error) {
@@ -416,18 +471,18 @@ func (d *decoder) str(major byte) ([]byte, error) {
 	return b, nil
 }
 
-// intern returns b as a string, the same one for the same short bytes.
-func (d *decoder) intern(b []byte) string {
+// known returns where b stands if it was read lately: names repeat within and
+// across entries. Nil for what is not kept.
+func (d *decoder) known(b []byte) *string {
 	if len(b) == 0 || len(b) > 32 {
-		return string(b)
+		return nil
+	}
+	if d.recent == nil {
+		d.recent = new([64]string)
 	}
 	last := len(b) - 1
 	h := uint(len(b)) + 31*uint(b[0]) + 7*uint(b[last]) + 13*uint(b[last/2])
-	s := &d.recent[h%uint(len(d.recent))]
-	if *s != string(b) {
-		*s = string(b)
-	}
-	return *s
+	return &d.recent[h%uint(len(d.recent))]
 }
 
 // float reads a number in the shortest of the three widths that holds it.

@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// A Kind says which rules an entry has to fit (package fsm, fit.go).
+// A Kind says which rules an entry has to fit (package fsm, misfit).
 type Kind uint8
 
 // The kinds of entries.

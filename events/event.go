@@ -75,7 +75,7 @@ type Member struct {
 // call of the round is refused on every rank.
 type RoundFaulted struct {
 	Round    uint64 `cbor:"1,keyasint" json:"round"`
-	Code     Code   `cbor:"2,keyasint" json:"code"` // order-mismatch or missing-call
+	Code     Code   `cbor:"2,keyasint" json:"code"` // order-mismatch, missing-call or config-mismatch
 	Rank     uint64 `cbor:"3,keyasint,omitempty" json:"rank"`
 	Node     NodeID `cbor:"4,keyasint" json:"node"`
 	Index    uint64 `cbor:"5,keyasint" json:"index"` // of the entry that the rank's call did not fit

@@ -14,13 +14,14 @@ import (
 // where the chain is known. Gaps do not touch: between two of them, or at least
 // at the top of each, the chain is known.
 
-// Rebase makes index the head, with the chain and the Raft index there, and
-// notes that the entries between the old head and it are missing. It is durable
-// when it returns without an error; with one, nothing has changed.
+// Rebase makes index the head, with the chain, the Raft index and the image of
+// the state there, and notes that the entries between the old head and it are
+// missing. It is durable when it returns without an error; with one, nothing has
+// changed.
 //
 // For an index that history has passed it only compares the chain: a difference
 // is a *ConflictError.
-func (h *History) Rebase(index uint64, chain Digest, raftIndex uint64) error {
+func (h *History) Rebase(index uint64, chain Digest, raftIndex uint64, image []byte) error {
 	h.restructure.Lock()
 	defer h.restructure.Unlock()
 	for {
@@ -32,7 +33,7 @@ func (h *History) Rebase(index uint64, chain Digest, raftIndex uint64) error {
 			h.mu.Unlock()
 			continue // appended meanwhile
 		}
-		err := h.rebase(index, chain, raftIndex)
+		err := h.rebase(index, chain, raftIndex, image)
 		h.mu.Unlock()
 		return err
 	}
@@ -40,7 +41,7 @@ func (h *History) Rebase(index uint64, chain Digest, raftIndex uint64) error {
 
 // rebase is Rebase with h.mu held, so that nothing is appended, and with
 // everything in the file.
-func (h *History) rebase(index uint64, chain Digest, raftIndex uint64) error {
+func (h *History) rebase(index uint64, chain Digest, raftIndex uint64, image []byte) error {
 	if h.closed {
 		return ErrClosed
 	}
@@ -56,7 +57,12 @@ func (h *History) rebase(index uint64, chain Digest, raftIndex uint64) error {
 		return err
 	}
 	g := gap{from: h.head + 1, to: index, chain: chain, raftIndex: raftIndex}
-	err := h.update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketGaps).Put(indexKey(g.to), g.value()) })
+	err := h.update(func(tx *bbolt.Tx) error {
+		if err := tx.Bucket(bucketGaps).Put(indexKey(g.to), g.value()); err != nil {
+			return err
+		}
+		return putImages(tx, []pendingImage{{index: index, image: image}})
+	})
 	if err != nil {
 		return err
 	}

@@ -162,9 +162,10 @@ func (x *machine) Rebase(t *rapid.T) {
 		t.Skip()
 	}
 	i := rapid.Uint64Range(m.now.head+1, min(modelLog, m.now.head+40)).Draw(t, "i")
-	require.NoError(t, x.h.Rebase(i, x.log[i-1].Chain, i))
+	require.NoError(t, x.h.Rebase(i, x.log[i-1].Chain, i, entryBytes(i)))
 	m.now.head = i
 	m.now.gaps = append(m.now.gaps, i)
+	m.putImage(i)
 	m.flush()
 }
 

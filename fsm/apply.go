@@ -19,13 +19,18 @@ type Outcome struct {
 // state that the entry was decided on.
 type DivergedError struct {
 	Index uint64 // of the entry
-	Which string // "lifecycle" or "bookkeeping"
+	Which string // "lifecycle" or "bookkeeping"; "index": this replica lacks entries
 	Model string
 	Want  events.Digest // the leader's, from the entry
 	Got   events.Digest // this replica's
+
+	Predecessor uint64 // "index": the entry that the leader decided on
 }
 
 func (e *DivergedError) Error() string {
+	if e.Which == "index" {
+		return fmt.Sprintf("entry %d here was decided on entry %d: this replica lacks entries in between; keep the data directories of all ranks as evidence and compare them", e.Index, e.Predecessor)
+	}
 	what := e.Which
 	if e.Model != "" {
 		what += " of model " + e.Model
@@ -43,6 +48,9 @@ func New() *State { return &State{} }
 func Apply(s *State, e *events.Entry) (*State, Outcome, error) {
 	next := *s
 	next.Index++
+	if e.Predecessor > s.Index { // decided on applied state, so this replica lost some of it
+		return nil, Outcome{}, &DivergedError{Index: next.Index, Which: "index", Predecessor: e.Predecessor}
+	}
 	if why := misfit(s, e); why != "" {
 		return &next, Outcome{Refused: why}, nil
 	}
@@ -254,8 +262,10 @@ func (s *State) countDisagreement(ev *events.ShadowVerdict) error {
 	if ev.Rank >= uint64(len(s.Round.Members)) {
 		return fmt.Errorf("a verdict of rank %d, but round %d has %d ranks", ev.Rank, s.Round.Number, len(s.Round.Members))
 	}
-	src := s.Source(s.Round.Members[ev.Rank].Node)
-	src.Disagreements++
-	s.setSource(src)
+	round := s.Round
+	round.Disagreements = make([]uint64, len(round.Members))
+	copy(round.Disagreements, s.Round.Disagreements)
+	round.Disagreements[ev.Rank]++
+	s.setRound(round)
 	return nil
 }

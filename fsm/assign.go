@@ -34,9 +34,10 @@ func newModel(name string, ev *events.Configured) (*Model, error) {
 		Slots: newSlotVec(len(ev.Slots), &Slot{})}, nil
 }
 
-// assign returns the model after one event. It assigns and computes nothing:
-// all replicas must agree to the last bit. An error means that no correct
-// leader wrote the event, so the replica has to stop.
+// assign returns the model after one event: m itself if that is a draft, else a
+// draft. It assigns and computes nothing: all replicas must agree to the last
+// bit. An error means that no correct leader wrote the event, so the replica
+// has to stop.
 func (m *Model) assign(ev *events.Event) (*Model, error) {
 	if ev.Configured != nil {
 		return m.configured(ev.Configured)
@@ -46,13 +47,13 @@ func (m *Model) assign(ev *events.Event) (*Model, error) {
 	}
 	switch {
 	case ev.EpochStepped != nil:
-		next := *m
-		next.Epoch, next.Tick, next.sealed = ev.EpochStepped.Epoch, ev.EpochStepped.Tick, nil
-		return &next, nil
+		next := m.draft()
+		next.Epoch, next.Tick = ev.EpochStepped.Epoch, ev.EpochStepped.Tick
+		return next, nil
 	case ev.Fenced != nil:
-		next := *m
-		next.FenceN, next.sealed = ev.Fenced.N, nil
-		return &next, nil
+		next := m.draft()
+		next.FenceN = ev.Fenced.N
+		return next, nil
 	case ev.Refused != nil:
 		return m, nil
 	case ev.Germinated != nil:

@@ -39,10 +39,22 @@ type Node struct {
 
 // Round is the current run of the trainers.
 type Round struct {
-	Number      uint64
-	Fingerprint string
-	Members     []events.Member      // in rank order
-	Fault       *events.RoundFaulted // nil: calls are welcome
+	Number      uint64               `cbor:"1,keyasint,omitempty"`
+	Fingerprint string               `cbor:"2,keyasint,omitempty"`
+	Members     []events.Member      `cbor:"3,keyasint,omitempty"` // in rank order
+	Fault       *events.RoundFaulted `cbor:"4,keyasint,omitempty"` // nil: calls are welcome
+
+	// Disagreements counts each rank's shadow verdicts in this round; nil: none.
+	Disagreements []uint64 `cbor:"5,keyasint,omitempty"`
+}
+
+// Disagreed returns how many of a rank's own verdicts in this round were not
+// rank 0's.
+func (r Round) Disagreed(rank uint64) uint64 {
+	if rank >= uint64(len(r.Disagreements)) {
+		return 0
+	}
+	return r.Disagreements[rank]
 }
 
 // Authority returns the node that holds rank 0, the only one that decides
@@ -65,9 +77,8 @@ type Cursor struct {
 
 // Source is the high-water mark of one node's reports.
 type Source struct {
-	Node          events.NodeID `cbor:"1,keyasint"`
-	Sequence      uint64        `cbor:"2,keyasint"`
-	Disagreements uint64        `cbor:"3,keyasint,omitempty"` // shadow verdicts recorded from this node so far
+	Node     events.NodeID `cbor:"1,keyasint"`
+	Sequence uint64        `cbor:"2,keyasint"`
 }
 
 // Model is one model's lifecycle: what a mark restores.
@@ -122,21 +133,21 @@ func (s *Slot) Active() *Seed {
 
 // Seed is a seed's record. It outlives the module by the cooldown.
 type Seed struct {
-	Count     uint64 // the slot's germination count when it germinated
-	ID        string
-	Blueprint string
-	Blend     string
-	Tempo     int64
-	Target    float64
+	Count     uint64  `cbor:"1,keyasint,omitempty"` // the slot's germination count when it germinated
+	ID        string  `cbor:"2,keyasint,omitempty"`
+	Blueprint string  `cbor:"3,keyasint,omitempty"`
+	Blend     string  `cbor:"4,keyasint,omitempty"`
+	Tempo     int64   `cbor:"5,keyasint,omitempty"`
+	Target    float64 `cbor:"6,keyasint,omitempty"`
 
-	Stage     events.Stage
-	Previous  events.Stage
-	Amplitude events.Amplitude
-	Metrics   events.Metrics
+	Stage     events.Stage     `cbor:"7,keyasint,omitempty"`
+	Previous  events.Stage     `cbor:"8,keyasint,omitempty"`
+	Amplitude events.Amplitude `cbor:"9,keyasint,omitempty"`
+	Metrics   events.Metrics   `cbor:"10,keyasint,omitempty"`
 
-	BlendAccuracy *events.Num // when blending began; nil: it has not
-	Pending       *Reason     // of the scheduled prune that is running
-	Pruned        *Reason     // of the prune that put it into cooldown
+	BlendAccuracy *events.Num `cbor:"11,keyasint,omitempty"` // when blending began; nil: it has not
+	Pending       *Reason     `cbor:"12,keyasint,omitempty"` // of the scheduled prune that is running
+	Pruned        *Reason     `cbor:"13,keyasint,omitempty"` // of the prune that put it into cooldown
 }
 
 // Reason is why a seed is or will be pruned, and who asked.

@@ -16,23 +16,44 @@ import (
 // store answers for that one index with the snapshot's term.
 type anchor struct {
 	raft.LogStore
-	snapshots raft.SnapshotStore
 
 	mu          sync.Mutex
 	index, term uint64
 }
 
-// newAnchor wraps both stores; the returned ones are what raft is given.
-func newAnchor(logs raft.LogStore, snapshots raft.SnapshotStore) (raft.LogStore, raft.SnapshotStore, error) {
-	a := &anchor{LogStore: logs, snapshots: snapshots}
-	list, err := snapshots.List()
+// anchorLog wraps both stores; n.anchor and the returned one are what raft is
+// given.
+func (n *Node) anchorLog(stores *Stores) (raft.SnapshotStore, error) {
+	n.anchor = &anchor{LogStore: stores.Log}
+	list, err := stores.Snapshots.List()
 	if err != nil {
-		return nil, nil, fmt.Errorf("listing raft snapshots: %w", err)
+		return nil, fmt.Errorf("listing raft snapshots: %w", err)
 	}
 	if len(list) > 0 {
-		a.index, a.term = list[0].Index, list[0].Term
+		n.anchor.index, n.anchor.term = list[0].Index, list[0].Term
 	}
-	return a, anchoredSnapshots{snapshots, a}, nil
+	return anchoredSnapshots{stores.Snapshots, n.anchor}, nil
+}
+
+// dropCovered removes the entries up to the newest snapshot from the log, after
+// that snapshot came from the leader: what is left of them ends short of it, and
+// a follower that asked for the rest would be given the stand-in for an entry.
+func (a *anchor) dropCovered() error {
+	first, err := a.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := a.LastIndex()
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	to := min(a.index, last)
+	a.mu.Unlock()
+	if first == 0 || first > to {
+		return nil
+	}
+	return a.DeleteRange(first, to)
 }
 
 // GetLog implements raft.LogStore.

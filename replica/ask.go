@@ -26,6 +26,7 @@ type statusAnswer struct {
 	Chain events.Digest `cbor:"4,keyasint"`
 
 	RaftLast uint64 `cbor:"5,keyasint,omitempty"` // last entry of its raft log, committed or not
+	Reports  uint64 `cbor:"6,keyasint,omitempty"` // of its own that are not in the log yet
 }
 
 func (n *Node) installHandlers() {
@@ -42,7 +43,7 @@ func (n *Node) installHandlers() {
 
 func (n *Node) onStatus(context.Context, []byte) (any, error) {
 	h, _ := n.machine.now()
-	return statusAnswer{Node: n.id, Rank: n.cfg.Rank, Index: h.index, Chain: h.chain, RaftLast: n.raft.LastIndex()}, nil
+	return statusAnswer{Node: n.id, Rank: n.cfg.Rank, Index: h.index, Chain: h.chain, RaftLast: n.raft.LastIndex(), Reports: n.outbox.waiting()}, nil
 }
 
 // Handle answers the questions that other nodes Ask under this name.
@@ -94,7 +95,8 @@ func (n *Node) Ask(ctx context.Context, method string, q any) []Answer {
 }
 
 // drain gives the others what they still need of this node, for as long as ctx
-// allows: its reports, and, from a leader, the last entry.
+// allows: its reports, and, from a leader, the last entry and an ear for their
+// reports.
 func (n *Node) drain(ctx context.Context) {
 	if phase, _ := n.machine.trouble(); phase != PhaseMember {
 		return
@@ -107,17 +109,17 @@ func (n *Node) drain(ctx context.Context) {
 			break
 		}
 	}
-	if address, _ := n.raft.LeaderWithID(); address != "" {
-		select {
-		case <-n.outbox.drained():
-		case <-ctx.Done():
+	for n.outbox.waiting() > 0 {
+		address, _ := n.raft.LeaderWithID()
+		if address == "" || n.pause(ctx, n.outbox.drained(), 100*time.Millisecond) != nil {
 			n.log.Warn("stopping with reports that are not in the log; shadow verdicts are lost, decisions are not")
+			return
 		}
 	}
 }
 
 // othersHave reports whether every node that still answers has this node's last
-// entry.
+// entry, and nothing left to tell.
 func (n *Node) othersHave(ctx context.Context) bool {
 	h, _ := n.machine.now()
 	all := true
@@ -129,7 +131,7 @@ func (n *Node) othersHave(ctx context.Context) bool {
 		ask, cancel := context.WithTimeout(ctx, time.Second)
 		err := n.net.Call(ask, string(s.Address), "status", nil, &a)
 		cancel()
-		if err == nil && a.Index < h.index {
+		if err == nil && (a.Index < h.index || a.Reports > 0) {
 			all = false
 		}
 	}

@@ -3,6 +3,7 @@ package replica
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/esperd/esperd/events"
@@ -23,12 +24,14 @@ type historyAnswer struct {
 	Records  []events.Record `cbor:"2,keyasint"`
 }
 
-// backfillSoon is called when entries below the head are missing here.
-func (n *Node) backfillSoon() {
+// onRebased is called when the state came from a snapshot: entries below the
+// head are missing here, and raft's log must not hold any of them.
+func (n *Node) onRebased() error {
 	select {
 	case n.gap <- struct{}{}:
 	default:
 	}
+	return n.anchor.dropCovered()
 }
 
 // fillHistory fetches missing history from any peer, newest first: each chunk
@@ -98,25 +101,24 @@ func (n *Node) onHistory(_ context.Context, req []byte) (any, error) {
 	if err := unmarshalPeer(req, &q); err != nil {
 		return nil, errorf(events.CodeInvalidInput, "a history request that does not decode: %v", err)
 	}
-	h, _ := n.machine.now()
+	h, phase := n.machine.now()
+	if phase != PhaseMember {
+		return nil, errorf(events.CodeUnavailable, "this node is %s and vouches for no history", phase)
+	}
 	complete := n.history.CompleteFrom()
 	if q.From == 0 || q.To < q.From || q.To-q.From >= backfillChunk || q.To > h.index || q.To < complete {
 		return nil, errorf(events.CodeUnavailable, "asked for entries %d to %d; this node has %d to %d and gives at most %d at once", q.From, q.To, complete, h.index, backfillChunk)
 	}
-	from, bytes := max(q.From, complete), 0
 	var a historyAnswer
-	err := n.history.Range(from, q.To, func(r events.Record) error {
-		a.Records = append(a.Records, r)
-		bytes += len(r.Entry)
-		return nil
-	})
-	if err != nil {
-		return nil, err
+	from := q.To + 1
+	for bytes := 0; from > max(q.From, complete) && (bytes == 0 || bytes < peerBodyBytesMax/4); from-- {
+		rec, err := n.history.Read(from - 1)
+		if err != nil {
+			return nil, err
+		}
+		a.Records, bytes = append(a.Records, rec), bytes+len(rec.Entry)
 	}
-	for len(a.Records) > 1 && bytes > peerBodyBytesMax/2 {
-		bytes -= len(a.Records[0].Entry)
-		a.Records, from = a.Records[1:], from+1
-	}
+	slices.Reverse(a.Records)
 	if from > 1 {
 		prev, err := n.history.Read(from - 1)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -112,7 +113,7 @@ func (n *Node) greet(me hello, address string) bool {
 		}
 		return false
 	case err != nil:
-		n.log.Debug("no answer to hello", "peer", address, "error", err)
+		n.unanswered(address, err)
 		return false
 	}
 	n.roster.hint(w.Leader)
@@ -120,6 +121,15 @@ func (n *Node) greet(me hello, address string) bool {
 		return sameHost(w.Leader, address)
 	}
 	return n.net.Call(ctx, w.Leader, "hello", me, &w) == nil
+}
+
+// unanswered tells an operator, once, of what trying again does not help.
+func (n *Node) unanswered(address string, err error) {
+	level := slog.LevelDebug
+	if secret, ok := errors.AsType[*SecurityError](err); ok && n.complaint != secret.Text {
+		level, n.complaint = slog.LevelWarn, secret.Text
+	}
+	n.log.Log(n.ctx, level, "no answer to hello", "peer", address, "error", err)
 }
 
 // onHello answers another node's hello.
@@ -213,6 +223,11 @@ func voters(nodes int) int {
 // founding makes entry 1. The run id is the user's, or made here and logged.
 func (n *Node) founding() (*events.Entry, error) {
 	run, lineage := n.cfg.Run, make([]byte, 16)
+	for _, p := range n.roster.fresh(n.freshness()) {
+		if run == "" || p.Rank == 0 && p.Run != "" {
+			run = p.Run
+		}
+	}
 	if _, err := rand.Read(lineage); err != nil {
 		return nil, fmt.Errorf("making a lineage: %w", err)
 	}

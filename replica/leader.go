@@ -45,7 +45,7 @@ func (n *Node) leaderStep() (bool, error) {
 	ctx, cancel := context.WithTimeout(n.ctx, 4*n.cfg.Timing.Election)
 	defer cancel()
 	if phase, _ := n.machine.trouble(); phase == PhaseDiverged || phase == PhaseFailed {
-		return false, nil
+		return n.resign(ctx)
 	}
 	if n.State().Lineage == "" {
 		return true, n.write(ctx, func(*fsm.State) (*events.Entry, error) { return n.founding() })
@@ -68,6 +68,9 @@ func (n *Node) write(ctx context.Context, make func(*fsm.State) (*events.Entry, 
 	for {
 		if err := n.lead(ctx); err != nil {
 			return err
+		}
+		if phase, problem := n.machine.trouble(); phase == PhaseDiverged || phase == PhaseFailed {
+			return errorf(events.CodeDiverged, "this node writes no entries: %v", problem)
 		}
 		s := n.State()
 		e, err := make(s)
@@ -95,6 +98,11 @@ func server(c raft.Configuration, id events.NodeID) (raft.Server, bool) {
 func (n *Node) admit(ctx context.Context, peers []peer) (bool, error) {
 	conf := n.members()
 	for _, p := range peers {
+		if known, ok := n.State().Node(p.Node); !ok || known.Version != p.Version || known.Host != p.Host {
+			// First, so that it is sent nothing newer than it can read.
+			ev := events.Event{NodeJoined: &events.NodeJoined{Node: p.Node, Version: p.Version, Host: p.Host}}
+			return true, n.writeMembership(ctx, ev)
+		}
 		s, ok := server(conf, p.Node)
 		id, address := raft.ServerID(p.Node), raft.ServerAddress(p.Address)
 		switch {
@@ -105,10 +113,6 @@ func (n *Node) admit(ctx context.Context, peers []peer) (bool, error) {
 			return true, n.raft.AddVoter(id, address, 0, enqueueTimeout).Error()
 		case s.Address != address:
 			return true, n.raft.AddNonvoter(id, address, 0, enqueueTimeout).Error()
-		}
-		if known, ok := n.State().Node(p.Node); !ok || known.Version != p.Version || known.Host != p.Host {
-			ev := events.Event{NodeJoined: &events.NodeJoined{Node: p.Node, Version: p.Version, Host: p.Host}}
-			return true, n.writeMembership(ctx, ev)
 		}
 	}
 	return false, nil
@@ -140,7 +144,9 @@ func (n *Node) dropReplaced(ctx context.Context, peers []peer) (bool, error) {
 		}
 	}
 	for _, node := range n.State().Nodes {
-		if _, ok := server(conf, node.ID); !ok && node.ID != n.id {
+		_, listed := server(conf, node.ID)
+		lives := slices.ContainsFunc(peers, func(p peer) bool { return p.Node == node.ID })
+		if !listed && !lives {
 			return true, n.writeMembership(ctx, events.Event{NodeLeft: &events.NodeLeft{Node: node.ID, Reason: "replaced"}})
 		}
 	}
@@ -198,10 +204,29 @@ func (n *Node) balanceVoters(_ context.Context, peers []peer) (bool, error) {
 // progress" for ever when the target falls silent, and the node then refuses
 // every proposal (found by test/sim).
 func (n *Node) handOver(ctx context.Context, peers []peer) (bool, error) {
-	if len(peers) == 0 || peers[0].Rank != 0 || peers[0].Node == n.id {
+	if len(peers) == 0 || peers[0].Rank != 0 {
 		return false, nil
 	}
-	to := peers[0]
+	return n.handTo(ctx, peers[0])
+}
+
+// resign hands leadership to any voter: this node must not write.
+func (n *Node) resign(ctx context.Context) (bool, error) {
+	for _, p := range n.roster.fresh(n.freshness()) {
+		if n.raft.State() != raft.Leader {
+			break
+		}
+		if _, err := n.handTo(ctx, p); err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+func (n *Node) handTo(ctx context.Context, to peer) (bool, error) {
+	if to.Node == n.id {
+		return false, nil
+	}
 	if s, ok := server(n.members(), to.Node); !ok || s.Suffrage != raft.Voter {
 		return false, nil
 	}
@@ -218,7 +243,7 @@ func (n *Node) handOver(ctx context.Context, peers []peer) (bool, error) {
 	if err := n.net.Call(ask, to.Address, "status", nil, &a); err != nil || a.Node != to.Node || a.RaftLast < n.raft.LastIndex() {
 		return false, nil // it could not win an election yet: the next look tells
 	}
-	n.log.Info("handing leadership to rank 0's node", "node", to.Node)
+	n.log.Info("handing leadership over", "node", to.Node, "peer_rank", to.Rank)
 	req := &raft.TimeoutNowRequest{RPCHeader: n.nudge.header}
 	err := n.net.Transport().TimeoutNow(raft.ServerID(to.Node), raft.ServerAddress(to.Address), req, &raft.TimeoutNowResponse{})
 	for n.raft.State() == raft.Leader && ctx.Err() == nil && n.pause(ctx, nil, 5*time.Millisecond) == nil {

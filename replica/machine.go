@@ -24,7 +24,7 @@ type machine struct {
 	history *events.History
 	applied func(writer events.NodeID, raftIndex, term uint64) // who wrote an entry tells its followers at once
 	joined  func(*fsm.State)                                   // the log's identity became known
-	rebased func()                                             // entries below the head are missing
+	rebased func() error                                       // entries below the head are missing
 	failed  chan struct{}                                      // closed when an entry cannot be read
 
 	mu      sync.Mutex
@@ -70,52 +70,69 @@ func newMachine(log *slog.Logger, history *events.History) (*machine, error) {
 	return m, nil
 }
 
-// replayTo rebuilds the state at an index from the newest image before it. On
-// a *fsm.DivergedError the state before the entry that shows it is returned
-// too.
+// replayTo rebuilds the state at an index from the newest intact image before
+// it. On a *fsm.DivergedError the state before the entry that shows it is
+// returned too.
 func replayTo(history *events.History, index uint64) (*fsm.State, error) {
-	state := fsm.New()
-	at, image, ok, err := history.LatestImage(index)
-	if err != nil {
-		return nil, err
+	state, err := newestImage(history, index)
+	if err != nil || state.Index == index {
+		return state, err
 	}
-	if ok {
-		if state, err = fsm.FromImage(image); err != nil {
-			return nil, err
+	err = history.Range(state.Index+1, index, func(r events.Record) error {
+		e, err := events.Decode(r.Entry)
+		if err != nil {
+			return fmt.Errorf("entry %d: %w", r.Index, err)
 		}
-	}
-	if at < index {
-		err = history.Range(at+1, index, func(r events.Record) error {
-			e, err := events.Decode(r.Entry)
-			if err != nil {
-				return fmt.Errorf("entry %d: %w", r.Index, err)
-			}
-			next, _, err := fsm.Apply(state, e)
-			if err != nil {
-				return err
-			}
-			if got := next.Bookkeeping(); got != r.Bookkeeping {
-				return fmt.Errorf("entry %d: replaying it gives bookkeeping digest %s, but the history has %s; keep this directory as evidence and compare it with the other ranks'", r.Index, got.Short(), r.Bookkeeping.Short())
-			}
-			state = next
-			return nil
-		})
-	}
+		next, _, err := fsm.Apply(state, e)
+		if err != nil {
+			return err
+		}
+		if got := next.Bookkeeping(); got != r.Bookkeeping {
+			return fmt.Errorf("entry %d: replaying it gives bookkeeping digest %s, but the history has %s; keep this directory as evidence and compare it with the other ranks'", r.Index, got.Short(), r.Bookkeeping.Short())
+		}
+		state = next
+		return nil
+	})
 	return state, err
+}
+
+// newestImage decodes the newest image not above index. A damaged one is passed
+// over for the one before, and the state before entry 1 is before all.
+func newestImage(history *events.History, index uint64) (*fsm.State, error) {
+	for {
+		at, image, ok, err := history.LatestImage(index)
+		var damaged *events.CorruptError
+		switch {
+		case errors.As(err, &damaged) && damaged.Index > 0:
+			at = damaged.Index
+		case err != nil:
+			return nil, err
+		case !ok:
+			return fsm.New(), nil
+		default:
+			if s, err := fsm.FromImage(image); err == nil {
+				return s, nil
+			}
+		}
+		index = at - 1
+	}
 }
 
 // Apply is called by raft for every committed entry, in order, on every node.
 func (m *machine) Apply(l *raft.Log) any {
 	h, phase := m.now()
-	if l.Index <= h.raftIndex || phase == PhaseFailed {
-		return applied{index: h.index} // the history has it already
+	if phase == PhaseFailed {
+		return applied{refused: "this node has stopped"}
+	}
+	if l.Index <= h.raftIndex {
+		return applied{refused: "the history has it already"} // replayed after a restart: nobody waits
 	}
 	next := head{state: h.state, index: h.index + 1, raftIndex: l.Index,
 		chain: events.Chain(h.chain, h.index+1, l.Data)}
 	rec := events.Record{Index: next.index, Chain: next.chain, RaftIndex: l.Index, Entry: l.Data}
 	var call *events.CallID
 	var writer events.NodeID
-	var out fsm.Outcome
+	out := fsm.Outcome{Refused: "this replica has diverged"}
 	if phase != PhaseDiverged {
 		e, err := events.Decode(l.Data)
 		if err == nil {
@@ -125,7 +142,7 @@ func (m *machine) Apply(l *raft.Log) any {
 			return applied{refused: err.Error()}
 		}
 		if err != nil {
-			next.state = h.state
+			next.state, out.Refused = h.state, err.Error()
 		} else {
 			writer, rec.Bookkeeping = e.Node, next.state.Bookkeeping()
 			if e.Key != nil {
@@ -288,22 +305,24 @@ func (m *machine) Restore(r io.ReadCloser) error {
 	if err := events.Unmarshal(b, &f); err != nil {
 		return fmt.Errorf("raft snapshot of %d bytes: %w", len(b), err)
 	}
-	h, _ := m.now()
-	if f.Index <= h.index {
+	h, phase := m.now()
+	switch {
+	case phase == PhaseDiverged || phase == PhaseFailed:
+		return fmt.Errorf("this node is %s: its state stays as it is, as evidence", phase)
+	case f.Index <= h.index:
 		return m.checkAgainst(f)
 	}
 	state, err := fsm.FromImage(f.Image)
 	if err != nil {
 		return err
 	}
-	if err := m.history.Rebase(f.Index, f.Chain, f.RaftIndex); err != nil {
+	if err := m.history.Rebase(f.Index, f.Chain, f.RaftIndex, f.Image); err != nil {
 		return err
 	}
-	m.keepImage(state)
 	m.log.Info("the state was taken from the leader's snapshot; the history before it is fetched from the other ranks", "index", f.Index)
 	m.publish(head{state: state, index: f.Index, chain: f.Chain, raftIndex: f.RaftIndex})
 	if m.rebased != nil {
-		m.rebased()
+		return m.rebased()
 	}
 	return nil
 }

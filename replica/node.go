@@ -86,7 +86,7 @@ type Node struct {
 	running atomic.Pointer[raft.Raft] // raft, for its own goroutine: it applies before NewRaft returns
 	machine *machine
 	history *events.History
-	logs    raft.LogStore
+	anchor  *anchor
 	nudge   *nudger
 	closers []io.Closer // stores, closed after raft
 	net     Network
@@ -97,6 +97,8 @@ type Node struct {
 	outbox        outbox
 	registrations registrations
 	gap           chan struct{} // entries below the head are missing
+
+	complaint string // the last of unanswered; sayHello's alone
 
 	peerHandlers map[string]peerHandler // what peers may call
 	handlers     map[string]peerHandler // what they may ask, by the doors
@@ -142,17 +144,17 @@ func (n *Node) start() error {
 	if err != nil {
 		return err
 	}
-	n.logs, n.history = stores.Log, stores.History
+	n.history = stores.History
 	n.closers = append(n.closers, n.history)
 	if n.machine, err = newMachine(n.log, n.history); err != nil {
 		return err
 	}
 	n.machine.joined = n.onJoined
 	n.machine.applied = n.onApplied
-	n.machine.rebased = n.backfillSoon
+	n.machine.rebased = n.onRebased
 	n.nudge = newNudger(n.net.Transport(), raft.ServerID(n.id), raft.ServerAddress(n.net.Addr()), raft.ProtocolVersionMax, n.log, time.Millisecond)
 
-	logs, snapshots, err := newAnchor(stores.Log, stores.Snapshots)
+	snapshots, err := n.anchorLog(stores)
 	if err != nil {
 		return err
 	}
@@ -165,7 +167,7 @@ func (n *Node) start() error {
 	if err := n.lookForLog(stores); err != nil {
 		return err
 	}
-	n.raft, err = raft.NewRaft(conf, n.machine, logs, stores.Stable, snapshots, n.net.Transport())
+	n.raft, err = raft.NewRaft(conf, n.machine, n.anchor, &patientStable{StableStore: stores.Stable, log: n.log, done: n.ctx.Done()}, snapshots, n.net.Transport())
 	if err != nil {
 		return fmt.Errorf("starting raft in %s: %w", n.cfg.Dir.Path(""), err)
 	}
@@ -284,6 +286,10 @@ func (n *Node) mustRestore(snapshots raft.SnapshotStore) (bool, error) {
 
 // onJoined is called once the log's identity is known here.
 func (n *Node) onJoined(s *fsm.State) {
+	if n.cfg.Run != "" && n.cfg.Run != s.Run {
+		n.machine.fail(&RunMismatchError{Dir: n.cfg.Dir.Path(""), What: "run", Have: s.Run, Got: n.cfg.Run})
+		return
+	}
 	if err := n.cfg.Dir.SetRun(s.Run, s.Lineage); err != nil {
 		n.machine.fail(err)
 		return

@@ -14,22 +14,22 @@ import (
 
 const (
 	reportDelay   = 100 * time.Millisecond // reports wait for company, decisions go first
-	reportsAtOnce = 256
+	reportsAtOnce = 64                     // a verdict is at most 140 KB, an entry at most 16 MiB
 )
 
 // reports are what one node tells the leader, numbered from its boot on, so
 // that none is recorded twice.
 type reports struct {
-	Node  events.NodeID          `cbor:"1,keyasint"`
-	First uint64                 `cbor:"2,keyasint"` // sequence number of Items[0]
-	Items []events.ShadowVerdict `cbor:"3,keyasint"`
+	Node  events.NodeID  `cbor:"1,keyasint"`
+	First uint64         `cbor:"2,keyasint"` // sequence number of Items[0]
+	Items []events.Event `cbor:"3,keyasint"`
 }
 
 // outbox keeps reports until the leader has them in the log.
 type outbox struct {
 	mu    sync.Mutex
 	first uint64 // sequence number of items[0]
-	items []events.ShadowVerdict
+	items []events.Event
 	wake  chan struct{}
 	empty chan struct{} // closed while nothing waits
 }
@@ -42,7 +42,7 @@ func (o *outbox) init(boots uint64) {
 	close(o.empty)
 }
 
-func (o *outbox) add(v events.ShadowVerdict) {
+func (o *outbox) add(v events.Event) {
 	o.mu.Lock()
 	if len(o.items) == 0 {
 		o.empty = make(chan struct{})
@@ -72,6 +72,12 @@ func (o *outbox) sent(k int) {
 	}
 }
 
+func (o *outbox) waiting() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return uint64(len(o.items))
+}
+
 func (o *outbox) drained() <-chan struct{} {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -80,7 +86,7 @@ func (o *outbox) drained() <-chan struct{} {
 
 // Report queues a shadow verdict for the log and returns at once. It arrives at
 // least once and is recorded once.
-func (n *Node) Report(v events.ShadowVerdict) { n.outbox.add(v) }
+func (n *Node) Report(v events.ShadowVerdict) { n.outbox.add(events.Event{ShadowVerdict: &v}) }
 
 func (n *Node) sendReports() {
 	for {
@@ -122,10 +128,10 @@ func (n *Node) onReport(ctx context.Context, req []byte) (any, error) {
 	return nil, n.write(ctx, func(s *fsm.State) (*events.Entry, error) {
 		known := s.Source(r.Node).Sequence
 		var evs []events.Event
-		for i := range r.Items {
-			v := &r.Items[i]
-			if r.First+uint64(i) > known && (v.Key.Round != s.Round.Number || v.Rank < uint64(len(s.Round.Members))) {
-				evs = append(evs, events.Event{ShadowVerdict: v})
+		for i, ev := range r.Items {
+			v := ev.ShadowVerdict
+			if v != nil && r.First+uint64(i) > known && (v.Key.Round != s.Round.Number || v.Rank < uint64(len(s.Round.Members))) {
+				evs = append(evs, ev)
 			}
 		}
 		if len(evs) == 0 {

@@ -68,12 +68,6 @@ func (r *roster) poke() {
 	}
 }
 
-func (r *roster) forget(id events.NodeID) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.peers, id)
-}
-
 // fresh returns the peers heard of within the given time, by rank, the latest
 // of a rank first.
 func (r *roster) fresh(within time.Duration) []peer {

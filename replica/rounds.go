@@ -26,6 +26,7 @@ type registration struct {
 // registered says which ranks the leader still waits for.
 type registered struct {
 	Missing []uint64 `cbor:"1,keyasint,omitempty"`
+	Round   uint64   `cbor:"2,keyasint"` // the open one, for who registers for the next
 }
 
 // Register announces a trainer to the leader and returns when a round with
@@ -33,7 +34,8 @@ type registered struct {
 // learns of it. Errors: config-mismatch, not-authority (the trainer was replaced
 // by a newer one), unavailable (ctx ended).
 func (n *Node) Register(ctx context.Context, r Registration) (uint64, error) {
-	began := n.State().Round.Number
+	var answer registered
+	asked, began := false, uint64(0) // the round that was open at the leader when it first answered
 	msg := registration{Registration: r, Node: n.id, Address: n.net.Addr()}
 	for {
 		changed := n.Changed()
@@ -42,15 +44,17 @@ func (n *Node) Register(ctx context.Context, r Registration) (uint64, error) {
 			switch m := round.Members[r.Rank]; {
 			case m.Node == n.id && m.Incarnation == r.Incarnation:
 				return round.Number, nil
-			case round.Number > began:
+			case asked && round.Number > began:
 				return 0, errorf(events.CodeNotAuthority, "round %d was opened with another trainer of rank %d (incarnation %s on node %s): this one is not part of it; connect again on all ranks to open the next round", round.Number, r.Rank, m.Incarnation, m.Node)
 			}
 		}
 		if phase, problem := n.machine.trouble(); phase == PhaseFailed || phase == PhaseDiverged {
 			return 0, errorf(events.CodeUnavailable, "this node cannot take part in a round: %v", problem)
 		}
-		var answer registered
 		err := n.callLeader(ctx, "register", msg, &answer)
+		if err == nil && !asked {
+			asked, began = true, answer.Round
+		}
 		var refused *Error
 		if errors.As(err, &refused) && refused.Code == events.CodeConfigMismatch {
 			return 0, err
@@ -89,12 +93,16 @@ func (n *Node) onRegister(ctx context.Context, req []byte) (any, error) {
 	if err := checkRegistration(n.State(), n.cfg.World, r); err != nil {
 		return nil, err
 	}
+	if _, member := server(n.members(), r.Node); !member {
+		return nil, errorf(events.CodeUnavailable, "node %s is not part of the log yet", r.Node)
+	}
+	open := n.State().Round.Number
 	r.seen = time.Now()
 	missing, complete := n.registrations.put(n.State().Round, r)
 	if complete == nil {
-		return registered{Missing: missing}, nil
+		return registered{Missing: missing, Round: open}, nil
 	}
-	return registered{}, n.openRound(ctx, complete)
+	return registered{Round: open}, n.openRound(ctx, complete)
 }
 
 func checkRegistration(s *fsm.State, world uint64, r registration) error {
