@@ -2,6 +2,8 @@ package replica
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -101,11 +103,13 @@ func (n *Node) drain(ctx context.Context) {
 	if phase, _ := n.machine.trouble(); phase != PhaseMember {
 		return
 	}
-	for n.raft.State() == raft.Leader && ctx.Err() == nil {
-		if n.othersHave(ctx) {
+	for n.raft.State() == raft.Leader {
+		late := n.behind(ctx)
+		if len(late) == 0 {
 			break
 		}
 		if n.pause(ctx, nil, 20*time.Millisecond) != nil {
+			n.log.Warn("stopping before every node has the last entry; they get it from each other, or when this node is back", "behind", late)
 			break
 		}
 	}
@@ -118,24 +122,34 @@ func (n *Node) drain(ctx context.Context) {
 	}
 }
 
-// othersHave reports whether every node that still answers has this node's last
-// entry, and nothing left to tell.
-func (n *Node) othersHave(ctx context.Context) bool {
+// behind names the nodes that answer and lack this node's last entry, or have
+// something left to tell. One that does not answer within a second is gone.
+func (n *Node) behind(ctx context.Context) []string {
 	h, _ := n.machine.now()
-	all := true
+	ask, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	var (
+		mu   sync.Mutex
+		late []string
+		wg   sync.WaitGroup
+	)
 	for _, s := range n.members().Servers {
 		if s.ID == raft.ServerID(n.id) {
 			continue
 		}
-		var a statusAnswer
-		ask, cancel := context.WithTimeout(ctx, time.Second)
-		err := n.net.Call(ask, string(s.Address), "status", nil, &a)
-		cancel()
-		if err == nil && (a.Index < h.index || a.Reports > 0) {
-			all = false
-		}
+		wg.Go(func() {
+			var a statusAnswer
+			err := n.net.Call(ask, string(s.Address), "status", nil, &a)
+			if err == nil && (a.Index < h.index || a.Reports > 0) {
+				mu.Lock()
+				defer mu.Unlock()
+				late = append(late, fmt.Sprintf("rank %d (entry %d of %d)", a.Rank, a.Index, h.index))
+			}
+		})
 	}
-	return all
+	wg.Wait()
+	slices.Sort(late)
+	return late
 }
 
 func lower(s string) string { return strings.ToLower(s) }
