@@ -21,10 +21,18 @@ type anchor struct {
 	index, term uint64
 }
 
+// logCacheEntries are kept in memory: raft reads every entry back from its store
+// for each follower, and once more to apply it.
+const logCacheEntries = 512
+
 // anchorLog wraps both stores; n.anchor and the returned one are what raft is
 // given.
 func (n *Node) anchorLog(stores *Stores) (raft.SnapshotStore, error) {
-	n.anchor = &anchor{LogStore: stores.Log}
+	cached, err := raft.NewLogCache(logCacheEntries, stores.Log)
+	if err != nil {
+		return nil, err
+	}
+	n.anchor = &anchor{LogStore: cached}
 	list, err := stores.Snapshots.List()
 	if err != nil {
 		return nil, fmt.Errorf("listing raft snapshots: %w", err)

@@ -71,7 +71,7 @@ func (t Timing) withDefaults() Timing {
 		}
 	}
 	set(&t.Election, 500*time.Millisecond)
-	set(&t.CommitTimeout, 5*time.Millisecond)
+	set(&t.CommitTimeout, 20*time.Millisecond) // idle traffic: one message a follower each 20 to 40 ms
 	set(&t.Hello, 500*time.Millisecond)
 	set(&t.Drain, 10*time.Second)
 	return t
