@@ -57,6 +57,7 @@ func Apply(s *State, e *events.Entry) (*State, Outcome, error) {
 	if err := checkDigests(s, e); err != nil {
 		return nil, Outcome{}, err
 	}
+	next.sealed = nil
 	var err error
 	switch e.Kind {
 	case events.KindCall:
@@ -71,7 +72,7 @@ func Apply(s *State, e *events.Entry) (*State, Outcome, error) {
 	if err != nil {
 		return nil, Outcome{}, fmt.Errorf("entry %d (%s) cannot be applied: %w; stop, and keep this data directory", next.Index, e.Kind, err)
 	}
-	return &next, Outcome{}, nil
+	return next.seal(), Outcome{}, nil
 }
 
 // misfit says why every replica refuses the entry; empty if it fits. It looks
@@ -149,12 +150,13 @@ func (s *State) setModel(m *Model) {
 }
 
 func (s *State) setCursor(c Cursor) {
+	c.leaf = cursorLeaf(c)
 	s.Cursors = upsert(s.Cursors, c, func(a, b Cursor) int { return strings.Compare(a.Model, b.Model) },
 		func(old *Cursor) {
 			if old != nil {
-				s.cursorsSum = s.cursorsSum.sub(cursorLeaf(*old))
+				s.cursorsSum = s.cursorsSum.sub(old.leaf)
 			}
-			s.cursorsSum = s.cursorsSum.add(cursorLeaf(c))
+			s.cursorsSum = s.cursorsSum.add(c.leaf)
 		})
 }
 

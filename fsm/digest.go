@@ -182,17 +182,30 @@ func (m *Model) draft() *Model {
 		return m
 	}
 	next := *m
-	next.sealed = nil
+	next.sealed, next.Slots.owned = nil, 0
 	return &next
 }
 
 // withSlot returns a draft in which slot i is s.
 func (m *Model) withSlot(i int, s *Slot) *Model {
 	next := m.draft()
-	s.leaf = slotLeaf(i, s)
-	next.slotsSum = next.slotsSum.sub(m.Slots.At(i).leaf).add(s.leaf)
-	next.Slots = m.Slots.with(i, s)
+	if old := next.Slots.At(i); !old.due {
+		next.slotsSum = next.slotsSum.sub(old.leaf)
+		next.due = append(next.due, int32(i))
+	}
+	s.due = true
+	next.Slots.set(i, s)
 	return next
+}
+
+// settle digests the slots that changed, each once.
+func (m *Model) settle() {
+	for _, i := range m.due {
+		s := m.Slots.At(int(i))
+		s.leaf, s.due = slotLeaf(int(i), s), false
+		m.slotsSum = m.slotsSum.add(s.leaf)
+	}
+	m.due = nil
 }
 
 // Digest is the lifecycle digest: everything that a mark restores.
@@ -200,6 +213,7 @@ func (m *Model) Digest() events.Digest {
 	if m.sealed != nil {
 		return *m.sealed
 	}
+	m.settle()
 	var b recordBuffer
 	r := b.record("esperd/lifecycle/1")
 	r = r.str(1, m.Name)
@@ -223,6 +237,9 @@ func (m *Model) seal() *Model {
 
 // Bookkeeping is the digest of everything in the state that is not lifecycle.
 func (s *State) Bookkeeping() events.Digest {
+	if s.sealed != nil {
+		return *s.sealed
+	}
 	var b recordBuffer
 	r := b.record("esperd/bookkeeping/1")
 	r = r.str(1, s.Run)
@@ -237,6 +254,13 @@ func (s *State) Bookkeeping() events.Digest {
 	r = r.sum(8, s.cursorsSum)
 	r = r.sum(9, s.sourcesSum)
 	return r.digest()
+}
+
+// seal computes the digest once: the state will not change any more.
+func (s *State) seal() *State {
+	d := s.Bookkeeping()
+	s.sealed = &d
+	return s
 }
 
 // Lifecycle returns the named model's digest, zero if the log does not know the

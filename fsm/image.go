@@ -82,7 +82,7 @@ func FromImage(b []byte) (*State, error) {
 	if got := s.Bookkeeping(); got != img.Check {
 		return nil, fmt.Errorf("state image of entry %d: expected bookkeeping digest %s, got %s; the image is damaged", s.Index, img.Check.Short(), got.Short())
 	}
-	return s, nil
+	return s.seal(), nil
 }
 
 func (mi modelImage) model() (*Model, error) {

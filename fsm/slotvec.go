@@ -5,9 +5,10 @@ package fsm
 type slotVec struct {
 	pages [][]*Slot
 	n     int
+	owned int // 1 + the page that belongs to this draft alone, as the table does; 0: none yet
 }
 
-const slotPage = 64
+const slotPage = 128 // near the square root of the most slots: table and page cost alike
 
 func newSlotVec(n int, fill *Slot) slotVec {
 	v := slotVec{n: n}
@@ -25,14 +26,16 @@ func newSlotVec(n int, fill *Slot) slotVec {
 func (v slotVec) Len() int { return v.n }
 
 // At returns slot i, in slot order.
-func (v slotVec) At(i int) *Slot { return v.at(i) }
+func (v slotVec) At(i int) *Slot { return v.pages[i/slotPage][i%slotPage] }
 
-func (v slotVec) at(i int) *Slot { return v.pages[i/slotPage][i%slotPage] }
-
-func (v slotVec) with(i int, s *Slot) slotVec {
-	pages := append([][]*Slot(nil), v.pages...)
-	page := append([]*Slot(nil), pages[i/slotPage]...)
-	page[i%slotPage] = s
-	pages[i/slotPage] = page
-	return slotVec{pages: pages, n: v.n}
+// set changes a draft. What it shares with others is copied first.
+func (v *slotVec) set(i int, s *Slot) {
+	page := i / slotPage
+	if v.owned == 0 {
+		v.pages = append([][]*Slot(nil), v.pages...)
+	}
+	if v.owned != page+1 {
+		v.pages[page], v.owned = append([]*Slot(nil), v.pages[page]...), page+1
+	}
+	v.pages[page][i%slotPage] = s
 }

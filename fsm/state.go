@@ -28,6 +28,7 @@ type State struct {
 	// what it touches.
 	nodesSum, cursorsSum, sourcesSum setSum
 	roundLeaf                        events.Digest
+	sealed                           *events.Digest // the bookkeeping digest, once the state will not change any more
 }
 
 // Node is a node that takes part.
@@ -73,6 +74,7 @@ type Cursor struct {
 	Round uint64 `cbor:"2,keyasint"`
 	Calls uint64 `cbor:"3,keyasint"`           // numbered calls in the round: the next one is call number Calls
 	Fence uint64 `cbor:"4,keyasint,omitempty"` // fences among them
+	leaf  events.Digest
 }
 
 // Source is the high-water mark of one node's reports.
@@ -91,6 +93,7 @@ type Model struct {
 	Tick       uint64 // ticks so far
 	Slots      slotVec
 	slotsSum   setSum
+	due        []int32        // slots of a draft that slotsSum lacks
 	sealed     *events.Digest // the digest, once the model will not change any more
 }
 
@@ -112,6 +115,7 @@ type Slot struct {
 	Germinations uint64 // seeds that this slot has had in this generation
 	Seed         *Seed  // nil: DORMANT
 	leaf         events.Digest
+	due          bool // leaf is yet to be computed
 }
 
 // Stage returns the stage of the slot's seed, DORMANT without one.

@@ -332,14 +332,18 @@ func (n *Node) Entry(index uint64) (*events.Entry, events.Record, error) {
 // Find returns the index of a numbered call's entry, false while it is not
 // applied here. A call from before the history is complete is unavailable.
 func (n *Node) Find(id events.CallID) (uint64, bool, error) {
+	s := n.State()
+	if id.Round == s.Round.Number && id.Call >= s.Cursor(id.Model).Calls {
+		return 0, false, nil // without a look at the disk: who waits asks at every entry
+	}
 	i, ok, err := n.history.Find(id)
-	if err != nil || ok {
+	if err != nil || ok || id.Round > s.Round.Number {
 		return i, ok, err
 	}
-	if s := n.State(); id.Round < s.Round.Number || id.Round == s.Round.Number && id.Call < s.Cursor(id.Model).Calls {
-		return 0, false, errorf(events.CodeUnavailable, "call %d of model %s in round %d is decided, but this node has the history only from entry %d on and fetches the rest from the other ranks: try again", id.Call, id.Model, id.Round, n.history.CompleteFrom())
+	if complete := n.history.CompleteFrom(); complete > 1 {
+		return 0, false, errorf(events.CodeUnavailable, "call %d of model %s in round %d is decided, but this node has the history only from entry %d on and fetches the rest from the other ranks: try again", id.Call, id.Model, id.Round, complete)
 	}
-	return 0, false, nil
+	return 0, false, nil // of a round that ended without it
 }
 
 // StateAt rebuilds the state after an entry, by replay from the nearest image.

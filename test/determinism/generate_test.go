@@ -1,0 +1,325 @@
+package determinism
+
+import (
+	"bytes"
+	"compress/gzip"
+	"flag"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/stretchr/testify/require"
+
+	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
+	"github.com/esperd/esperd/gates"
+)
+
+var update = flag.Bool("update", false, "make testdata/history.cbor.gz anew; its digests follow with TestReplayIsTheSameEverywhere -update")
+
+const (
+	historyFile = "history.cbor.gz"
+	digestsFile = "digests.txt"
+)
+
+// TestMakeHistory makes the recorded history. Without -update it does nothing:
+// what is recorded stays what it is, whatever Decide would decide today, and
+// even where another processor rounds otherwise.
+func TestMakeHistory(t *testing.T) {
+	if !*update {
+		t.Skip("the history is made anew with -update only")
+	}
+	g := &generator{t: t, rng: rand.New(rand.NewPCG(20, 27)), state: fsm.New()}
+	g.make()
+	var file bytes.Buffer
+	z, err := gzip.NewWriterLevel(&file, gzip.BestCompression)
+	require.NoError(t, err)
+	for _, b := range g.entries {
+		item, err := cbor.Marshal(b)
+		require.NoError(t, err)
+		_, err = z.Write(item)
+		require.NoError(t, err)
+	}
+	require.NoError(t, z.Close())
+	require.NoError(t, os.WriteFile(filepath.Join("testdata", historyFile), file.Bytes(), 0o644))
+	t.Logf("%d entries, %d bytes", len(g.entries), file.Len())
+}
+
+// generator is rank 0 and a leader whose trainers do all that they may, and
+// more.
+type generator struct {
+	t       *testing.T
+	rng     *rand.Rand
+	state   *fsm.State
+	entries [][]byte
+}
+
+func node(i int) events.NodeID { return events.NodeID(fmt.Sprintf("%032x", 0xe5be000+i)) }
+
+func (g *generator) make() {
+	found := []events.Event{{Founded: &events.Founded{Run: "golden", Lineage: fmt.Sprintf("%032x", 7),
+		Parent: &events.Parent{Run: "older", Lineage: fmt.Sprintf("%032x", 6), Index: 99, Chain: events.Digest{1}, Lifecycle: events.Digest{2}, Image: []byte{3}}}}}
+	for i := range 3 {
+		found = append(found, events.Event{NodeJoined: &events.NodeJoined{Node: node(i), Version: events.Version, Host: fmt.Sprintf("host-%d", i)}})
+	}
+	g.write(events.Entry{Kind: events.KindFound, Events: found})
+	g.write(events.Entry{Kind: events.KindFound, Events: found}) // refused: founded twice
+
+	g.openRound(0, 1, 2)
+	g.configure("main", g.slots("r0c0", "r0c1", "ö·slot"))
+	g.configure("aux", g.slots("a", "b"))
+	g.train(100)
+	g.reports()
+	g.late()
+	g.fault()
+
+	g.write(events.Entry{Kind: events.KindMembership, Events: []events.Event{{NodeJoined: &events.NodeJoined{Node: node(3), Version: events.Version}}}})
+	g.openRound(3, 1, 2) // rank 0 is on another node
+	g.write(events.Entry{Kind: events.KindMembership, Events: []events.Event{{NodeLeft: &events.NodeLeft{Node: node(0), Reason: "replaced"}}}})
+	g.configure("main", nil)
+	g.configure("aux", g.slots("a", "c")) // refused: not what the log has
+	g.configure("third", nil)             // refused: the log has none
+	g.train(100)
+	g.reports()
+
+	g.openRound(3, 2, 1)
+	g.configure("aux", nil)
+	g.configure("main", nil)
+	g.train(150)
+	g.reports()
+}
+
+// write completes an entry as the leader does, and applies it.
+func (g *generator) write(e events.Entry) {
+	e.Version, e.Node, e.Round, e.Predecessor = events.Version, g.writer(), g.state.Round.Number, g.state.Index
+	e.Bookkeeping = g.state.Bookkeeping()
+	if e.Key != nil {
+		e.Lifecycle = g.state.Lifecycle(e.Key.Model)
+	}
+	g.writeAs(e)
+}
+
+func (g *generator) writeAs(e events.Entry) {
+	e.Time = 1_790_000_000_000_000_000 + int64(len(g.entries))*1_000_003
+	b, err := events.Encode(&e)
+	require.NoError(g.t, err)
+	decoded, err := events.Decode(b)
+	require.NoError(g.t, err)
+	next, _, err := fsm.Apply(g.state, decoded)
+	require.NoError(g.t, err)
+	g.state, g.entries = next, append(g.entries, b)
+}
+
+func (g *generator) writer() events.NodeID {
+	if a := g.state.Round.Authority(); a != "" {
+		return a
+	}
+	return node(0)
+}
+
+func (g *generator) openRound(nodes ...int) {
+	ev := &events.RoundOpened{Round: g.state.Round.Number + 1, Fingerprint: fmt.Sprintf("10.0.0.1:29500/3/%d", g.state.Round.Number)}
+	for rank, n := range nodes {
+		ev.Members = append(ev.Members, events.Member{Rank: uint64(rank), Node: node(n), Incarnation: fmt.Sprintf("%032x", g.rng.Uint64()), Mode: "keyed"})
+	}
+	g.write(events.Entry{Kind: events.KindRound, Events: []events.Event{{RoundOpened: ev}}})
+}
+
+func (g *generator) slots(names ...string) []events.SlotConfig {
+	var out []events.SlotConfig
+	for i, name := range names {
+		s := events.SlotConfig{Name: name, Gates: gates.Defaults()}
+		s.Gates.MinBlendingEpochs = 2
+		switch i {
+		case 1:
+			s.Gates.Permissive = true
+			s.AutoForward = []events.Gate{events.G1, events.G2, events.G3}
+		case 2:
+			s.Blueprints = []events.Blueprint{{Name: "conv", Tensors: []events.Tensor{{Name: "weight", Shape: []uint64{3, 3}, DType: "float32"}}}, {Name: "norm"}}
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func (g *generator) configure(model string, slots []events.SlotConfig) {
+	g.call(model, "", fsm.Configure{Slots: slots})
+}
+
+func (g *generator) call(model, slot string, args fsm.Args, observations ...fsm.Observation) {
+	c := fsm.Call{Key: fsm.NextKey(g.state, model, slot, args), Observations: observations, Args: args}
+	evs, err := fsm.Decide(g.state, c)
+	require.NoError(g.t, err)
+	g.write(events.Entry{Kind: events.KindCall, Key: &c.Key, Site: "train.py:" + fmt.Sprint(80+len(observations)), Events: evs})
+}
+
+// train makes calls of both models; most of them make sense.
+func (g *generator) train(calls int) {
+	for range calls {
+		m := g.state.Model([]string{"main", "main", "aux"}[g.rng.IntN(3)])
+		slot := m.Config.Slots[g.rng.IntN(len(m.Config.Slots))].Name
+		var observed []fsm.Observation
+		for range g.rng.IntN(3) {
+			observed = append(observed, g.observe(m.Config.Slots[g.rng.IntN(len(m.Config.Slots))].Name))
+		}
+		if g.rng.IntN(40) == 0 {
+			slot = "nowhere"
+		}
+		if op := g.rng.IntN(10); op < 5 {
+			g.call(m.Name, "", fsm.StepEpoch{Epoch: m.Epoch + int64(g.rng.IntN(12)+10)/11}, observed...) // now and then the last one again
+		} else if op == 5 {
+			g.call(m.Name, "", fsm.Fence{N: m.FenceN + int64(g.rng.IntN(9)+2)/3}, observed...)
+		} else {
+			if s := m.Slot(slot); s != nil && s.Stage() == events.StageHolding {
+				observed = append(observed, fsm.Observation{Slot: slot, Contribution: given(events.Num(g.num()))})
+			}
+			g.call(m.Name, slot, g.move(m.Slot(slot)), observed...)
+		}
+	}
+}
+
+// move is what a trainer does with a slot, most often.
+func (g *generator) move(s *fsm.Slot) fsm.Args {
+	if s == nil || g.rng.IntN(6) == 0 {
+		return g.anyMove()
+	}
+	switch s.Stage() {
+	case events.StageDormant:
+		return g.germination()
+	case events.StageGerminated, events.StageTraining:
+		if g.rng.IntN(3) == 0 {
+			return fsm.Verdict{Verdict: events.Verdict{Gate: events.G2, Passed: true, Score: g.num(), ChecksPassed: []string{"own"}, Message: "as I see it"}}
+		}
+		return fsm.Advance{}
+	case events.StageBlending:
+		if g.rng.IntN(4) == 0 {
+			return fsm.AlphaTarget{Target: events.Num(g.rng.Float64()), Ticks: int64(g.rng.IntN(5)), Steepness: 12}
+		}
+		return fsm.Advance{}
+	case events.StageHolding:
+		if g.rng.IntN(4) == 0 {
+			return fsm.SchedulePrune{Ticks: int64(g.rng.IntN(4)), Steepness: 9, Reason: "slow", Initiator: "policy"}
+		}
+		target := events.StageFossilized
+		return fsm.Advance{Target: &target}
+	case events.StageFossilized:
+		return g.anyMove()
+	default:
+		return fsm.Advance{}
+	}
+}
+
+func (g *generator) germination() fsm.Args {
+	a := fsm.Germinate{Blueprint: []string{"conv", "norm", "conv", "attention"}[g.rng.IntN(4)], Blend: "sigmoid", Tempo: 1 + int64(g.rng.IntN(4)), Algorithm: events.AlgorithmAdd}
+	switch g.rng.IntN(4) {
+	case 0:
+		a.Blend, a.Algorithm = "gated", events.AlgorithmGate
+	case 1:
+		target := events.Num(1 - g.rng.Float64()/2)
+		a.Blend, a.Target, a.SeedID = "linear", &target, "seed-of-mine"
+	}
+	return a
+}
+
+// anyMove is any operation on a slot, legal or not.
+func (g *generator) anyMove() fsm.Args {
+	curve := events.Curve(1 + g.rng.IntN(3))
+	algorithm := events.AlgorithmMultiply
+	stage := events.Stage(g.rng.IntN(11))
+	return []fsm.Args{
+		g.germination(),
+		fsm.Advance{Target: &stage},
+		fsm.Verdict{Verdict: events.Verdict{Gate: []events.Gate{events.G0, events.G1, events.G2, events.G3, events.G5}[g.rng.IntN(5)], Passed: g.rng.IntN(2) == 0, ChecksFailed: []string{"no"}}},
+		fsm.Prune{Reason: []string{"", "governor_nan"}[g.rng.IntN(2)], Initiator: "policy"},
+		fsm.SchedulePrune{Ticks: int64(g.rng.IntN(5)) - 1, Curve: &curve, Steepness: events.Num(g.num()), Reason: "any", Initiator: "governor"},
+		fsm.AlphaTarget{Target: events.Num(g.rng.Float64()), Ticks: int64(g.rng.IntN(6)), Curve: &curve, Steepness: 3, Algorithm: &algorithm},
+	}[g.rng.IntN(6)]
+}
+
+// num is a finite number with all its digits.
+func (g *generator) num() float64 { return g.rng.Float64() * 10 }
+
+// observe measures something, all kinds of numbers among it.
+func (g *generator) observe(slot string) fsm.Observation {
+	o := fsm.Observation{Slot: slot, Replace: true, Accuracy: given(events.Num(40 + 60*g.rng.Float64()))}
+	if g.rng.IntN(2) == 0 {
+		o.GradientRatio, o.GradientNorm, o.Health = given(events.Num(g.rng.Float64())), given(events.Num(g.num())), given(events.Num(0.7+0.3*g.rng.Float64()))
+		o.Exploding, o.Vanishing, o.Contribution = given(false), given(g.rng.IntN(2) == 0), given(events.Num(g.num()))
+	}
+	switch g.rng.IntN(12) {
+	case 0:
+		o.Accuracy = given(odd[g.rng.IntN(len(odd))])
+	case 1:
+		o.Contribution = given(odd[g.rng.IntN(len(odd))])
+	case 2:
+		o.Health, o.Exploding = fsm.Reading[events.Num]{Given: true}, fsm.Reading[bool]{Given: true} // not measured
+	case 3:
+		o.GradientRatio = given(odd[g.rng.IntN(len(odd))])
+	case 4:
+		o.Healthy, o.Exploding = given(g.rng.IntN(2) == 0), given(true)
+	case 5:
+		o.Replace = false // as the reference counts
+	}
+	return o
+}
+
+func given[T any](v T) fsm.Reading[T] { return fsm.Reading[T]{Given: true, Value: &v} }
+
+// odd are the numbers on which builds and encodings disagree first.
+var odd = []events.Num{
+	events.Num(math.NaN()), events.Num(math.Float64frombits(0xfff8_0000_dead_beef)), // two of the many NaNs
+	events.Num(math.Inf(1)), events.Num(math.Inf(-1)), events.Num(math.Copysign(0, -1)), 0,
+	5e-324, 2.2250738585072014e-308, math.MaxFloat64, 65504, 65520, 5.960464477539063e-08, 0.1, 1.0 / 3, 100,
+}
+
+// reports writes what ranks told the leader.
+func (g *generator) reports() {
+	cursor := g.state.Cursor("main")
+	for rank := uint64(1); rank < 3; rank++ {
+		key := events.Key{Round: g.state.Round.Number, Model: "main", Generation: 1, Call: cursor.Calls - 1, Fence: cursor.Fence, Op: events.OpAdvance, Slot: "r0c0", Seed: 1, Epoch: 4}
+		member := g.state.Round.Members[rank].Node
+		old := key
+		old.Round = 0 // of a round that is over: it counts no more
+		g.write(events.Entry{Kind: events.KindReport, Events: []events.Event{
+			{ShadowVerdict: &events.ShadowVerdict{Rank: rank, Index: g.state.Index, Key: key, Site: "train.py:88", Verdict: events.Verdict{Gate: events.G2, Score: g.num(), ChecksFailed: []string{"improvement"}}}},
+			{ShadowVerdict: &events.ShadowVerdict{Rank: rank, Index: g.state.Index, Key: old, Verdict: events.Verdict{Gate: events.G1, Passed: true}}},
+			{Reported: &events.Reported{Node: member, Sequence: g.state.Source(member).Sequence + 2}},
+		}})
+	}
+}
+
+// fault ends the round, twice: the second is refused. So is a call after it.
+func (g *generator) fault() {
+	r := g.state.Round
+	want := events.Key{Round: r.Number, Model: "main", Generation: 1, Call: 9, Op: events.OpAdvance, Slot: "r0c0", Seed: 1, Epoch: 2}
+	got := want
+	got.Slot = "r0c1"
+	f := &events.RoundFaulted{Round: r.Number, Code: events.CodeOrderMismatch, Rank: 2, Node: r.Members[2].Node, Index: 14,
+		Got: got, GotSite: "train.py:90", Want: want, WantSite: "train.py:88"}
+	g.write(events.Entry{Kind: events.KindFault, Events: []events.Event{{RoundFaulted: f}}})
+	g.write(events.Entry{Kind: events.KindFault, Events: []events.Event{{RoundFaulted: f}}})
+	key := fsm.NextKey(g.state, "main", "", fsm.Fence{N: 99})
+	g.write(events.Entry{Kind: events.KindCall, Key: &key, Events: []events.Event{{Fenced: &events.Fenced{N: 99}}}})
+}
+
+// late writes entries that every replica refuses: decided on another entry, in
+// another round, by another node than rank 0's, under another number.
+func (g *generator) late() {
+	key := fsm.NextKey(g.state, "aux", "", fsm.Fence{N: 7})
+	base := events.Entry{Version: events.Version, Kind: events.KindCall, Node: g.writer(), Round: g.state.Round.Number, Key: &key, Events: []events.Event{{Fenced: &events.Fenced{N: 7}}}}
+	for _, change := range []func(e *events.Entry){
+		func(e *events.Entry) { e.Predecessor-- },
+		func(e *events.Entry) { e.Round++ },
+		func(e *events.Entry) { e.Node = node(2) },
+		func(e *events.Entry) { wrong := key; wrong.Call++; e.Key = &wrong },
+	} {
+		e := base
+		e.Predecessor, e.Bookkeeping, e.Lifecycle = g.state.Index, g.state.Bookkeeping(), g.state.Lifecycle("aux")
+		change(&e)
+		g.writeAs(e)
+	}
+}
