@@ -22,8 +22,9 @@ test: lint ## vet, all tests, and all tests again under the race detector
 race:
 	ESPERD_SIM_SCHEDULES=$(RACE_SCHEDULES) $(GO) test -race -short ./...
 
-bench: ## run the benchmarks
+bench: ## run the benchmarks, then compare with etcd and write docs/bench.md
 	$(GO) test -run '^$$' -bench . -benchmem ./...
+	$(GO) run -C test/bench . -report ../../docs/bench.md
 	@if ls test/bench/*_test.go >/dev/null 2>&1; then cd test/bench && $(GO) test -run '^$$' -bench . ./...; fi
 
 sim-long: ## play many more schedules of the simulated cluster
@@ -39,6 +40,7 @@ fuzz: ## fuzz every fuzz target for FUZZTIME
 lint: ## gofmt and go vet
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
+	$(GO) vet -C test/bench ./...
 
 clean: ## remove what build made
 	rm -rf bin

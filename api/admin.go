@@ -84,7 +84,8 @@ type Rank struct {
 	Bookkeeping   events.Digest `json:"bookkeeping"`
 	Session       bool          `json:"session" doc:"a trainer of the current round is connected"`
 	Disagreements uint64        `json:"disagreements" doc:"own verdicts that were not rank 0's"`
-	Last          *LastCall     `json:"last,omitempty" doc:"last answered call"`
+	Last          *LastCall     `json:"last,omitempty" doc:"last answered call of the model asked for, or else of any"`
+	Recent        []LastCall    `json:"recent,omitempty" doc:"last answered calls of that model, newest first"`
 	Waiting       []Arrival     `json:"waiting,omitempty"`
 	Unreachable   string        `json:"unreachable,omitempty" doc:"why its node could not be asked"`
 }

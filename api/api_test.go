@@ -58,24 +58,3 @@ func TestEntriesKeepTheirPlaceInJSON(t *testing.T) {
 	require.NoError(t, json.Unmarshal(b, &got))
 	require.Equal(t, e, got)
 }
-
-func TestRidersGoWithOneCall(t *testing.T) {
-	var r Riders
-	for i := range 3 {
-		n, ok := r.Add(Observation{Slot: string(rune('a' + i))}, 3)
-		require.True(t, ok)
-		require.Equal(t, i+1, n)
-	}
-	_, ok := r.Add(Observation{}, 3)
-	require.False(t, ok, "the limit")
-	require.Len(t, r.Board(), 3)
-	_, ok = r.Add(Observation{Slot: "late"}, 4)
-	require.True(t, ok)
-	require.Len(t, r.Board(), 3, "a second try of the same call")
-	r.Land()
-	require.Equal(t, []Observation{{Slot: "late"}}, r.Board())
-	r.Stay()
-	_, ok = r.Add(Observation{Slot: "later"}, 4)
-	require.True(t, ok)
-	require.Len(t, r.Board(), 2, "the call before was not made")
-}

@@ -75,7 +75,8 @@ type FenceRequest struct {
 }
 
 // ObserveRequest is the body of POST /v1/slots/{slot}/observe, which is no
-// numbered call: it is buffered until the model's next one.
+// numbered call: it is kept until the model's next one. A later field of the same
+// slot replaces the earlier one.
 type ObserveRequest struct {
 	Session string `json:"session" doc:"as POST /v1/session returned it"`
 	Model   string `json:"model,omitempty" default:"main"`

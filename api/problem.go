@@ -22,7 +22,8 @@ type Problem struct {
 	Got      *events.Key          `json:"got,omitempty"`
 	GotSite  string               `json:"got_site,omitempty"`
 	Differs  []string             `json:"differs,omitempty" doc:"fields in which got is not want"`
-	Last     []LastCall           `json:"last,omitempty" doc:"last calls of each rank"`
+	Last     []LastCall           `json:"last,omitempty" doc:"last call of each rank, of this model"`
+	Recent   []LastCall           `json:"recent,omitempty" doc:"last calls of this rank that were answered, of this model, newest first"`
 }
 
 // LastCall is what a rank did last.

@@ -8,6 +8,10 @@ import (
 // ProtocolVersion of the trainer's door. A client sends the one it speaks.
 const ProtocolVersion = 1
 
+// BodyBytesMax is how long the body of a request may be. One with an observation
+// of each of 10,000 slots is half of it.
+const BodyBytesMax = 8 << 20
+
 // DefaultModel is the model of clients that name none.
 const DefaultModel = "main"
 
@@ -67,7 +71,7 @@ type Call struct {
 	Call         uint64        `json:"call" doc:"number of the call, from 1 in each round and model (0 is the configuration)"`
 	Fence        uint64        `json:"fence" doc:"fences among the calls before it"`
 	Site         string        `json:"site,omitempty" maxLength:"256" doc:"where the trainer called from, as train.py:88"`
-	Observations []Observation `json:"observations,omitempty" doc:"what was observed since the last answered call, oldest first"`
+	Observations []Observation `json:"observations,omitempty" doc:"what was observed since the last answered call, oldest first; of a slot that is there twice, a later field replaces the earlier one"`
 }
 
 // Observation is what one rank measured of a slot's seed.

@@ -4,16 +4,15 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/internal/riders"
 )
 
 const (
@@ -55,7 +54,7 @@ type Client struct {
 	answered bool // call 0 was
 	slots    []api.Slot
 
-	observed api.Riders // since the last answered call
+	observed riders.Riders // since the last answered call
 }
 
 // Connect opens a session and returns when the trainers of all ranks are there
@@ -133,9 +132,10 @@ func (c *Client) Slots() []api.Slot {
 	return slices.Clone(c.slots)
 }
 
-// Observe records what was measured. It is sent with the next call.
+// Observe records what was measured. It is sent with the next call; until then,
+// a later reading of the same field replaces the earlier one.
 func (c *Client) Observe(slot string, r api.Readings) {
-	c.observed.Add(api.Observation{Slot: slot, Readings: r}, math.MaxInt)
+	c.observed.Add(api.Observation{Slot: slot, Readings: r})
 }
 
 // openSession is called with mu held, or before the client is shared.
@@ -147,7 +147,7 @@ func (c *Client) openSession(ctx context.Context, site string) error {
 		last := c.next - 1
 		req.Answered, req.Round, req.Lineage = &last, c.session.Round, c.session.Lineage
 	}
-	body, err := json.Marshal(req)
+	body, err := encode(req)
 	if err != nil {
 		return err
 	}
@@ -155,10 +155,11 @@ func (c *Client) openSession(ctx context.Context, site string) error {
 	if err != nil {
 		return err
 	}
-	if err := decode(status, answer, &c.session); err != nil {
+	var session api.SessionAnswer // a new one: callers keep the old one's slots
+	if err := decode(status, answer, &session); err != nil {
 		return err
 	}
-	c.open, c.answered = true, true
+	c.session, c.open, c.answered = session, true, true
 	c.next, c.fence, c.slots = c.session.NextCall, c.session.NextFence, slices.Clone(c.session.Slots)
 	return nil
 }
@@ -169,11 +170,10 @@ func (c *Client) call(ctx context.Context, path string, fill func(api.Call) any,
 	site := site()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	body, err := json.Marshal(fill(api.Call{Session: c.o.Incarnation, Model: c.o.Model, Call: c.next, Fence: c.fence, Site: site, Observations: c.observed.Board()}))
-	if err != nil {
-		return err
+	body, err := encode(fill(api.Call{Session: c.o.Incarnation, Model: c.o.Model, Call: c.next, Fence: c.fence, Site: site, Observations: c.observed.Board()}))
+	if err == nil {
+		err = c.persist(ctx, path, site, body, out)
 	}
-	err = c.persist(ctx, path, site, body, out)
 	var p *Problem
 	switch {
 	case err == nil:

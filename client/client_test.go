@@ -3,11 +3,13 @@ package client_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -143,6 +145,72 @@ func TestObservationsOfAnUnknownOutcomeAreSentAgain(t *testing.T) {
 	require.Equal(t, events.Num(2), f.Slots[0].Metrics.Accuracy)
 }
 
+func TestObservingOftenCostsAsMuchAsOnce(t *testing.T) {
+	log := doortest.New("run-1", 1)
+	c := newEsperd(t, log.Node(0)).connect(0, 1)
+	_, err := c.Germinate(testContext(t), "r0c0", api.GerminateRequest{Blueprint: "conv"})
+	require.NoError(t, err)
+	c.Observe("r0c0", api.Readings{Healthy: api.Value(false)})
+	for i := range 1 << 18 { // more than an entry may hold, and than a body
+		c.Observe("r0c0", accuracy(float64(i)))
+	}
+	c.Observe("r0c0", api.Readings{Accuracy: api.NotMeasured[events.Num]()})
+	f, err := c.StepEpoch(testContext(t), 0)
+	require.NoError(t, err)
+	require.Equal(t, events.Num(1<<18-1), f.Slots[0].Metrics.Accuracy)
+	require.True(t, f.Slots[0].Metrics.Unhealthy)
+	e, _, err := log.Node(0).Entry(f.Index)
+	require.NoError(t, err)
+	require.Len(t, e.Events, 2, "one Observed, one EpochStepped")
+}
+
+func TestARequestThatIsTooLongIsRefusedHere(t *testing.T) {
+	log := doortest.New("run-1", 1)
+	c := newEsperd(t, log.Node(0)).connect(0, 1)
+	_, err := c.Germinate(testContext(t), "r0c0", api.GerminateRequest{Blueprint: "conv"})
+	require.NoError(t, err)
+	c.Observe("r0c0", accuracy(7))
+	_, err = c.Prune(testContext(t), "r0c0", api.PruneRequest{Reason: strings.Repeat("x", api.BodyBytesMax)})
+	require.ErrorIs(t, err, client.ErrInvalidInput)
+	require.Regexp(t, `the request has 83\d+ bytes, expected at most 8388608: shorten its arguments`, err.Error())
+	f, err := c.StepEpoch(testContext(t), 0)
+	require.NoError(t, err, "its number was free")
+	require.Equal(t, events.Num(7), f.Slots[0].Metrics.Accuracy, "the observations are still there")
+
+	_, err = client.Connect(testContext(t), "nowhere", client.Options{Slots: []api.SlotRequest{{Name: strings.Repeat("x", api.BodyBytesMax)}}})
+	require.ErrorIs(t, err, client.ErrInvalidInput, "a session's as well")
+}
+
+// A server with another limit answers while the client still writes, and closes
+// the connection.
+func TestAnAnswerBeforeTheEndOfTheRequestIsNoLostConnection(t *testing.T) {
+	socket := listen(t, func(c net.Conn) {
+		_, _ = c.Read(make([]byte, 4096))
+		body := `{"type":"https://esperd.dev/problems/invalid-input","status":413,"detail":"too long"}`
+		_, _ = fmt.Fprintf(c, "HTTP/1.1 413 Too Long\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	})
+	_, err := client.Connect(testContext(t), socket, client.Options{Slots: []api.SlotRequest{{Name: strings.Repeat("x", 4<<20)}}})
+	require.ErrorIs(t, err, client.ErrInvalidInput)
+	require.ErrorContains(t, err, "too long")
+}
+
+func TestWhatWasReturnedStaysAsItWas(t *testing.T) {
+	e := newEsperd(t, doortest.New("run-1", 1).Node(0))
+	c := e.connect(0, 1)
+	_, err := c.Germinate(testContext(t), "r0c0", api.GerminateRequest{Blueprint: "conv"})
+	require.NoError(t, err)
+	session := c.Session()
+	fence, err := c.StepEpoch(testContext(t), 0)
+	require.NoError(t, err)
+	e.stop()
+	e.start()
+	_, err = c.Prune(testContext(t), "r0c0", api.PruneRequest{}) // opens the session again
+	require.NoError(t, err)
+	require.Equal(t, events.StageGerminated, c.Session().Slots[0].Stage)
+	require.Equal(t, events.StageDormant, session.Slots[0].Stage)
+	require.Equal(t, events.StageGerminated, fence.Slots[0].Stage)
+}
+
 func TestProblemsAreErrorsOfTheirCode(t *testing.T) {
 	log := doortest.New("run-1", 1)
 	c := newEsperd(t, log.Node(0)).connect(0, 1)
@@ -212,23 +280,33 @@ func TestWithoutEsperdConnectSaysWhere(t *testing.T) {
 }
 
 func TestSomethingElseBehindTheSocket(t *testing.T) {
+	socket := listen(t, func(c net.Conn) {
+		_, _ = c.Read(make([]byte, 4096))
+		_, _ = c.Write([]byte("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 5\r\n\r\nproxy"))
+	})
+	_, err := client.Connect(testContext(t), socket, client.Options{ConnectMax: time.Millisecond})
+	require.ErrorContains(t, err, `HTTP status 502 and no problem document, but "proxy"`)
+}
+
+// listen serves connections to a socket one after the other.
+func listen(t *testing.T, serve func(net.Conn)) string {
 	dir, err := os.MkdirTemp("", "client")
 	require.NoError(t, err)
-	defer os.RemoveAll(dir)
 	l, err := net.Listen("unix", filepath.Join(dir, "s"))
 	require.NoError(t, err)
-	defer l.Close()
+	t.Cleanup(func() {
+		require.NoError(t, l.Close())
+		require.NoError(t, os.RemoveAll(dir))
+	})
 	go func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			_, _ = c.Read(make([]byte, 4096))
-			_, _ = c.Write([]byte("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 5\r\n\r\nproxy"))
-			c.Close()
+			serve(c)
+			_ = c.Close()
 		}
 	}()
-	_, err = client.Connect(testContext(t), l.Addr().String(), client.Options{ConnectMax: time.Millisecond})
-	require.ErrorContains(t, err, `HTTP status 502 and no problem document, but "proxy"`)
+	return l.Addr().String()
 }

@@ -55,16 +55,15 @@ func (c *conn) exchange(path string, body []byte) (status int, answer []byte, re
 	b = append(b, "\r\n\r\n"...)
 	b = append(b, body...)
 	c.buf = b
-	if _, err := c.c.Write(b); err != nil {
-		return 0, nil, false, err
-	}
+	_, wrote := c.c.Write(b)
+	// Who refuses a request may do so without reading all of it.
 	resp, err := http.ReadResponse(c.r, nil)
 	if err != nil {
-		return 0, nil, false, err
+		return 0, nil, false, errors.Join(wrote, err)
 	}
 	answer, err = io.ReadAll(resp.Body)
 	err = errors.Join(err, resp.Body.Close())
-	return resp.StatusCode, answer, !resp.Close, err
+	return resp.StatusCode, answer, wrote == nil && !resp.Close, err
 }
 
 func (c *conn) close() {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
@@ -43,6 +44,22 @@ var (
 
 // errUnreadable is an answer that this client does not understand.
 var errUnreadable = errors.New("esperd's answer is not readable; use the same version of esperd and its client")
+
+// encode writes a request. One that esperd would not take is a problem here: it
+// would close the connection on a client that still writes.
+func encode(request any) ([]byte, error) {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return nil, err
+	}
+	if len(body) > api.BodyBytesMax {
+		p := api.NewProblem(events.CodeInvalidInput, fmt.Sprintf("the request has %d bytes, expected at most %d: shorten its arguments, and observe only slots that the model has; it was not sent, and its number is free",
+			len(body), api.BodyBytesMax))
+		p.Status = http.StatusRequestEntityTooLarge
+		return nil, &Problem{*p}
+	}
+	return body, nil
+}
 
 // decode reads an answer into out, or returns the problem that it is.
 func decode(status int, body []byte, out any) error {

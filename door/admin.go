@@ -33,8 +33,10 @@ func (s *Server) adminDoor(a huma.API) {
 	}) (*api.Slot, error) {
 		return s.slot(in.Model, in.Slot)
 	})
-	get(a, "ranks", "/v1/ranks", "Every rank, as its own node tells it", func(ctx context.Context, _ *struct{}) (*api.Ranks, error) {
-		r := s.ranks(ctx)
+	get(a, "ranks", "/v1/ranks", "Every rank, as its own node tells it", func(ctx context.Context, in *struct {
+		Model string `query:"model" doc:"whose last calls are told; absent: of the model that the rank called last"`
+	}) (*api.Ranks, error) {
+		r := s.ranks(ctx, in.Model)
 		return &r, nil
 	})
 	get(a, "arrivals", "/v1/arrivals", "Who waits for which call, and who is missing", func(ctx context.Context, _ *struct{}) (*api.Arrivals, error) {
@@ -119,7 +121,7 @@ func noModel(head *fsm.State, name string) *api.Problem {
 }
 
 func (s *Server) divergences(ctx context.Context) *api.Divergences {
-	reports, _ := s.gather(ctx)
+	reports, _ := s.gather(ctx, "")
 	head := s.replica.State()
 	out := &api.Divergences{State: []api.StateDivergence{}, Verdicts: []api.VerdictCount{}, Fault: head.Round.Fault}
 	for _, r := range reports {
@@ -128,7 +130,7 @@ func (s *Server) divergences(ctx context.Context) *api.Divergences {
 		}
 	}
 	for _, m := range head.Round.Members {
-		if n := head.Source(m.Node).Disagreements; n > 0 {
+		if n := head.Round.Disagreed(m.Rank); n > 0 {
 			out.Verdicts = append(out.Verdicts, api.VerdictCount{Rank: m.Rank, Count: n})
 		}
 	}

@@ -112,6 +112,29 @@ func TestRanksAndArrivals(t *testing.T) {
 	require.Equal(t, "connection refused", arrivals.Unreachable[0].Reason)
 }
 
+// Before the first round the log does not say whose node is whose.
+func TestANodeThatDoesNotAnswerBeforeTheFirstRound(t *testing.T) {
+	j := newJob(t, 3)
+	a := j.admins(0)["admin door"]
+	dead := func(rank int) {
+		j.log.Node(rank).Handle("ledger", func(context.Context, []byte) (any, error) { return nil, errors.New("connection refused") })
+	}
+	dead(2)
+	ranks, err := a.Ranks(j.ctx())
+	require.NoError(t, err)
+	require.Empty(t, ranks.Ranks[1].Unreachable)
+	require.Equal(t, "connection refused", ranks.Ranks[2].Unreachable)
+	require.Equal(t, "rank2:7400", ranks.Ranks[2].Address, "all others have said who they are")
+	require.Equal(t, "host2", ranks.Ranks[2].Host)
+	dead(1)
+	ranks, err = a.Ranks(j.ctx())
+	require.NoError(t, err)
+	for _, r := range ranks.Ranks[1:] {
+		require.Equal(t, "its node does not answer; no answer came from rank1:7400 (connection refused) rank2:7400 (connection refused)", r.Unreachable)
+		require.Empty(t, r.Node)
+	}
+}
+
 func TestReadyNamesWhatIsMissing(t *testing.T) {
 	j := newJob(t, 1)
 	a := j.admins(0)["admin door"]

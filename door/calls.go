@@ -8,6 +8,7 @@ import (
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
 	"github.com/esperd/esperd/fsm"
+	"github.com/esperd/esperd/internal/riders"
 )
 
 // call is one numbered call of the trainer.
@@ -42,7 +43,7 @@ func (s *Server) numbered(ctx context.Context, c call) (any, error) {
 	if p != nil {
 		return nil, p
 	}
-	ctx, done := s.callContext(ctx, ses)
+	ctx, done := s.callContext(ctx, ses.ctx)
 	defer done()
 	if p := t.lock(ctx); p != nil {
 		return nil, p
@@ -71,9 +72,6 @@ func (s *Server) answerCall(ctx context.Context, t *track, c call) (*answered, *
 		return nil, problemf(events.CodeInvalidInput, "model %s: expected call %d after %d fences (or the last call once more), got call %d after %d: number calls and fences without a gap",
 			t.model, key.Call, key.Fence, c.Call.Call, c.Fence)
 	}
-	if p := fossilizes(t, c); p != nil {
-		return nil, p
-	}
 	list := observations(t.observed.Board(), c.Observations)
 	index, p := s.indexOf(ctx, t, fsm.Call{Key: key, Site: c.Site, Observations: list, Args: c.args})
 	if p != nil {
@@ -97,12 +95,13 @@ func (s *Server) answerCall(ctx context.Context, t *track, c call) (*answered, *
 	return a, nil
 }
 
+// observations merges lists, the oldest first: an entry holds one of each slot
+// then, however many the client sent.
 func observations(lists ...[]api.Observation) []fsm.Observation {
-	var out []fsm.Observation
-	for _, list := range lists {
-		for i := range list {
-			out = append(out, list[i].FSM())
-		}
+	merged := riders.Merge(lists...)
+	out := make([]fsm.Observation, len(merged))
+	for i := range merged {
+		out[i] = merged[i].FSM()
 	}
 	return out
 }
@@ -140,20 +139,6 @@ func standing(head *fsm.State, round uint64) *api.Problem {
 		return roundFaulted(head.Round.Fault)
 	}
 	return nil
-}
-
-// fossilizes refuses to do what cannot be undone without being told so. That
-// depends on the cursor alone, so every rank refuses alike and the call needs no
-// entry: its number is free.
-func fossilizes(t *track, c call) *api.Problem {
-	args, ok := c.args.(fsm.Advance)
-	if !ok || args.Target != nil {
-		return nil
-	}
-	if slot := t.cursor.Model(t.model).Slot(c.slot); slot == nil || slot.Stage() != events.StageHolding {
-		return nil
-	}
-	return problemf(events.CodeInvalidInput, "advance %s: the seed is in HOLDING, from where the next stage is FOSSILIZED, for good: pass target \"FOSSILIZED\" to say that it is meant", c.slot)
 }
 
 // indexOf returns the index of the entry of a call. Rank 0's call becomes one;

@@ -132,12 +132,18 @@ func (j *job) connect(change ...func(*client.Options)) []*client.Client {
 // waiting returns once the trainer of a rank waits in a call.
 func (j *job) waiting(rank int) {
 	j.t.Helper()
+	j.waitingFor(rank, "decision")
+}
+
+// waitingFor returns once a trainer of a rank waits for a round or a decision.
+func (j *job) waitingFor(rank int, what string) {
+	j.t.Helper()
 	a := client.NewAdmin(j.socket(rank))
 	defer a.Close()
 	require.Eventually(j.t, func() bool {
 		arrivals, err := a.Arrivals(j.ctx())
 		require.NoError(j.t, err)
-		return slices.ContainsFunc(arrivals.Waiting, func(w api.Arrival) bool { return w.Rank == uint64(rank) })
+		return slices.ContainsFunc(arrivals.Waiting, func(w api.Arrival) bool { return w.Rank == uint64(rank) && w.What == what })
 	}, 5*time.Second, time.Millisecond)
 }
 

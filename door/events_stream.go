@@ -15,12 +15,14 @@ import (
 	"github.com/esperd/esperd/events"
 )
 
-// followWriteMax is how long a follower may leave its lines unread.
-const followWriteMax = 30 * time.Second
+const (
+	followWriteMax = 30 * time.Second // how long a follower may leave a line unread
+	pageBytesMax   = 8 << 20          // of the entries of a page, unless one alone is longer
+)
 
 type eventsInput struct {
 	From   uint64 `query:"from" doc:"first index; absent: where the history here begins"`
-	Limit  uint64 `query:"limit" default:"100" minimum:"1" maximum:"10000" doc:"entries in the answer, without follow"`
+	Limit  uint64 `query:"limit" default:"100" minimum:"1" maximum:"10000" doc:"entries in the answer at most, without follow; long ones make it shorter, see next"`
 	Follow bool   `query:"follow" doc:"one entry a line (NDJSON), as they come, until the client goes"`
 }
 
@@ -53,31 +55,37 @@ func (s *Server) eventsOperation(a huma.API) {
 	})
 }
 
+// page reads entries until there are enough of them: by number, for who reads
+// the answer, and by bytes, for this node's memory.
 func (s *Server) page(from, limit uint64) (*api.Events, error) {
 	head := s.replica.State().Index
 	out := &api.Events{Entries: []api.Entry{}, Head: head}
-	for i := from; i <= head && i-from < limit; i++ {
-		e, err := s.placed(i)
+	bytes := 0
+	for i := from; i <= head; i++ {
+		if i-from == limit {
+			out.Next = i
+			break
+		}
+		e, size, err := s.placed(i)
 		if err != nil {
 			return nil, err
 		}
-		out.Entries = append(out.Entries, e)
-		if i < head {
-			out.Next = i + 1
-		} else {
-			out.Next = 0
+		if bytes += size; bytes > pageBytesMax && i > from {
+			out.Next = i
+			break
 		}
+		out.Entries = append(out.Entries, e)
 	}
 	return out, nil
 }
 
-// placed returns an entry with its place. Replicas refuse an entry that was
-// decided on another one than that before it, and no correct leader writes one
-// that is refused for anything else.
-func (s *Server) placed(index uint64) (api.Entry, error) {
+// placed returns an entry with its place, and how many bytes it has in the log.
+// Replicas refuse an entry that was decided on another one than that before it,
+// and no correct leader writes one that is refused for anything else.
+func (s *Server) placed(index uint64) (api.Entry, int, error) {
 	e, rec, err := s.replica.Entry(index)
 	if err != nil {
-		return api.Entry{}, err
+		return api.Entry{}, 0, err
 	}
 	out := api.Entry{Index: index, Chain: rec.Chain, Entry: *e}
 	if e.Predecessor != index-1 {
@@ -86,11 +94,12 @@ func (s *Server) placed(index uint64) (api.Entry, error) {
 	if out.Events == nil {
 		out.Events = []events.Event{}
 	}
-	return out, nil
+	return out, len(rec.Entry), nil
 }
 
-// follow writes entries until the client goes or the server closes. A client
-// that does not read loses its connection, not this node its memory.
+// follow writes entries, one in memory at a time, until the client goes or the
+// server closes. A client that does not read loses its connection, not this node
+// its memory.
 func (s *Server) follow(ctx huma.Context, next uint64) {
 	r, w := humago.Unwrap(ctx)
 	flow := http.NewResponseController(w)
@@ -99,9 +108,9 @@ func (s *Server) follow(ctx huma.Context, next uint64) {
 	out := json.NewEncoder(w)
 	for {
 		changed := s.replica.Changed()
-		_ = flow.SetWriteDeadline(time.Now().Add(followWriteMax)) // a recorder in a test has none
 		for head := s.replica.State().Index; next <= head; next++ {
-			e, err := s.placed(next)
+			_ = flow.SetWriteDeadline(time.Now().Add(followWriteMax)) // a recorder in a test has none
+			e, _, err := s.placed(next)
 			if err == nil {
 				err = out.Encode(e)
 			}
@@ -110,6 +119,7 @@ func (s *Server) follow(ctx huma.Context, next uint64) {
 				return
 			}
 		}
+		_ = flow.SetWriteDeadline(time.Now().Add(followWriteMax))
 		if flow.Flush() != nil {
 			return
 		}

@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	bodyBytesMax    = 8 << 20 // of one request
+	bodyDrainMax    = 64 << 20 // of a body that is too long
 	bodyReadMax     = 30 * time.Second
 	headerReadMax   = 10 * time.Second
 	headerBytesMax  = 64 << 10
@@ -188,17 +188,7 @@ func withBody(next http.Handler) http.Handler {
 				bodies.Put(buf)
 			}
 		}()
-		_, err := buf.ReadFrom(io.LimitReader(r.Body, bodyBytesMax+1))
-		if err == nil && buf.Len() > bodyBytesMax {
-			p := problemf(events.CodeInvalidInput, "the body has more than %d bytes, expected fewer: send fewer observations with one call", bodyBytesMax)
-			p.Status = http.StatusRequestEntityTooLarge
-			w.Header().Set("Connection", "close")
-			writeProblem(w, p)
-			return
-		}
-		if err != nil {
-			p := problemf(events.CodeInvalidInput, "the body did not arrive: %v", err)
-			p.Status = http.StatusBadRequest
+		if p := readBody(buf, r.Body); p != nil {
 			w.Header().Set("Connection", "close")
 			writeProblem(w, p)
 			return
@@ -207,4 +197,22 @@ func withBody(next http.Handler) http.Handler {
 		r.Body = io.NopCloser(bytes.NewReader(buf.Bytes()))
 		next.ServeHTTP(w, r)
 	})
+}
+
+func readBody(buf *bytes.Buffer, body io.Reader) *api.Problem {
+	_, err := buf.ReadFrom(io.LimitReader(body, api.BodyBytesMax+1))
+	switch {
+	case err != nil:
+		p := problemf(events.CodeInvalidInput, "the body did not arrive: %v", err)
+		p.Status = http.StatusBadRequest
+		return p
+	case buf.Len() > api.BodyBytesMax:
+		// A client that is still writing when the connection is closed takes the
+		// answer for a lost connection.
+		_, _ = io.Copy(io.Discard, io.LimitReader(body, bodyDrainMax))
+		p := problemf(events.CodeInvalidInput, "the body has more than %d bytes, expected fewer: observe each slot once a call, and shorten the arguments", api.BodyBytesMax)
+		p.Status = http.StatusRequestEntityTooLarge
+		return p
+	}
+	return nil
 }

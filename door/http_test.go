@@ -1,6 +1,9 @@
 package door_test
 
 import (
+	"bufio"
+	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -58,6 +61,43 @@ func TestBodiesHaveALimit(t *testing.T) {
 	require.Contains(t, body, "more than 8388608 bytes")
 	status, _ = j.post(0, "/v1/fence", `{"session":"`+strings.Repeat("x", 8<<20-100)+`"}`)
 	require.Equal(t, 422, status)
+}
+
+// A client that reads nothing before it has written everything gets the answer
+// too.
+func TestABodyThatIsFarTooLongIsAnswered(t *testing.T) {
+	j := newJob(t, 1)
+	c, err := net.Dial("unix", j.socket(0))
+	require.NoError(t, err)
+	defer c.Close()
+	const length = 40 << 20
+	_, err = fmt.Fprintf(c, "POST /v1/fence HTTP/1.1\r\nHost: esperd\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", length)
+	require.NoError(t, err)
+	_, err = c.Write(make([]byte, length))
+	require.NoError(t, err)
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	require.Equal(t, http.StatusRequestEntityTooLarge, resp.StatusCode)
+}
+
+// However many observations a client sends, an entry holds one of each slot.
+func TestObservationsOfABodyAreMerged(t *testing.T) {
+	j := newJob(t, 1)
+	c := j.connect()[0]
+	_, err := c.Germinate(j.ctx(), "r0c0", conv())
+	require.NoError(t, err)
+	var list []api.Observation
+	for i := range 140_000 {
+		list = append(list, api.Observation{Slot: "r0c0", Readings: api.Readings{Accuracy: api.Value(events.Num(i))}})
+	}
+	status, body := j.post(0, "/v1/epochs/0/step", jsonOf(t, api.StepRequest{Call: api.Call{Session: c.Session().Session, Model: "main", Call: 2, Observations: list}}))
+	require.Equal(t, 200, status, body)
+	f := decodeAs[api.Fence](t, body)
+	require.Equal(t, events.Num(139_999), f.Slots[0].Metrics.Accuracy)
+	e, _, err := j.log.Node(0).Entry(f.Index)
+	require.NoError(t, err)
+	require.Len(t, e.Events, 2)
 }
 
 func TestOtherContentTypesAreRefused(t *testing.T) {

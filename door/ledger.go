@@ -31,9 +31,30 @@ const askLedger = "ledger"
 // ledger is who waits in this node's calls, since when, and what was answered
 // last. It is memory only: what is in the log is read from there.
 type ledger struct {
-	mu    sync.Mutex
-	waits map[*wait]struct{}
-	last  *api.LastCall
+	mu     sync.Mutex
+	waits  map[*wait]struct{}
+	last   map[string]*lastCalls // by model
+	newest string                // the model that was called last
+}
+
+// lastCalls are the last calls of one model.
+type lastCalls struct {
+	ring [8]api.LastCall
+	n    int // so far
+}
+
+func (l *lastCalls) add(c api.LastCall) {
+	l.ring[l.n%len(l.ring)] = c
+	l.n++
+}
+
+// list returns them, the newest first.
+func (l *lastCalls) list() []api.LastCall {
+	out := make([]api.LastCall, min(l.n, len(l.ring)))
+	for i := range out {
+		out[i] = l.ring[(l.n-1-i)%len(l.ring)]
+	}
+	return out
 }
 
 type wait struct {
@@ -45,8 +66,26 @@ type wait struct {
 
 func (l *ledger) answered(c api.LastCall) {
 	l.mu.Lock()
-	l.last = &c
-	l.mu.Unlock()
+	defer l.mu.Unlock()
+	last := l.last[c.Key.Model]
+	if last == nil {
+		last = &lastCalls{}
+		l.last[c.Key.Model] = last
+	}
+	last.add(c)
+	l.newest = c.Key.Model
+}
+
+// recent lists the last calls of a model, the newest first; "": of the model
+// that was called last.
+func (l *ledger) recent(model string) []api.LastCall {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	last := l.last[cmp.Or(model, l.newest)]
+	if last == nil {
+		return nil
+	}
+	return last.list()
 }
 
 func (l *ledger) add(w *wait) {
@@ -62,7 +101,7 @@ func (l *ledger) remove(w *wait) {
 }
 
 // arrivals lists the waits of this node's trainer, the longest first.
-func (l *ledger) arrivals(rank uint64) ([]api.Arrival, *api.LastCall) {
+func (l *ledger) arrivals(rank uint64) []api.Arrival {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	out := make([]api.Arrival, 0, len(l.waits))
@@ -74,7 +113,7 @@ func (l *ledger) arrivals(rank uint64) ([]api.Arrival, *api.LastCall) {
 		out = append(out, a)
 	}
 	sortArrivals(out)
-	return out, l.last
+	return out
 }
 
 func sortArrivals(list []api.Arrival) {
@@ -119,14 +158,17 @@ type nodeReport struct {
 	Divergence *api.StateDivergence `json:"divergence,omitempty"`
 }
 
-func (s *Server) report() nodeReport {
+func (s *Server) report(model string) nodeReport {
 	st, state := s.replica.Status(), s.replica.State()
 	r := nodeReport{Rank: api.Rank{Rank: s.rank, Node: s.node, Address: st.Address, Host: st.Host, Version: s.version,
 		Phase: string(st.Phase), Problem: st.Problem, Role: st.Role, Voter: st.Voter,
 		Index: st.Index, Chain: st.Chain, Bookkeeping: state.Bookkeeping()}}
-	r.Waiting, r.Last = s.ledger.arrivals(s.rank)
-	if living := s.sessions.living(); living != "" && s.rank < uint64(len(state.Round.Members)) {
-		r.Session = state.Round.Members[s.rank].Incarnation == living
+	r.Waiting, r.Recent = s.ledger.arrivals(s.rank), s.ledger.recent(model)
+	if len(r.Recent) > 0 {
+		r.Last = &r.Recent[0]
+	}
+	if living := s.sessions.living(); living != "" {
+		r.Session = living == incarnationOf(state, s.rank)
 	}
 	if st.Phase == replica.PhaseDiverged {
 		r.Divergence = s.divergence(state)
@@ -147,14 +189,22 @@ func (s *Server) divergence(frozen *fsm.State) *api.StateDivergence {
 	return &api.StateDivergence{Node: s.node, Index: d.Index, Which: d.Which, Model: d.Model, Want: d.Want, Got: d.Got}
 }
 
-func (s *Server) answerLedger(context.Context, []byte) (any, error) { return json.Marshal(s.report()) }
+// answerLedger is asked with the name of a model; older nodes ask with null.
+func (s *Server) answerLedger(_ context.Context, question []byte) (any, error) {
+	var model string
+	if err := events.Unmarshal(question, &model); err != nil {
+		return nil, problemf(events.CodeInvalidInput, "expected the name of a model as question, got %v; run the same version of esperd on all ranks", err)
+	}
+	return json.Marshal(s.report(model))
+}
 
-// gather asks every node, this one included.
-func (s *Server) gather(ctx context.Context) ([]nodeReport, []api.Unreachable) {
+// gather asks every node, this one included, also for its last calls of a model
+// ("": of the one that it called last).
+func (s *Server) gather(ctx context.Context, model string) ([]nodeReport, []api.Unreachable) {
 	ctx, cancel := context.WithTimeout(ctx, askMax)
 	defer cancel()
-	reports, unreachable := []nodeReport{s.report()}, []api.Unreachable{}
-	for _, a := range s.replica.Ask(ctx, askLedger, nil) {
+	reports, unreachable := []nodeReport{s.report(model)}, []api.Unreachable{}
+	for _, a := range s.replica.Ask(ctx, askLedger, model) {
 		r, err := decodeReport(a)
 		if err != nil {
 			unreachable = append(unreachable, api.Unreachable{Node: a.Node, Address: a.Address, Reason: err.Error()})
@@ -184,7 +234,7 @@ func decodeReport(a replica.Answer) (r nodeReport, err error) {
 // arrivals merges the waits of all nodes. A round waits for the ranks that do
 // not wait for it.
 func (s *Server) arrivals(ctx context.Context) api.Arrivals {
-	reports, unreachable := s.gather(ctx)
+	reports, unreachable := s.gather(ctx, "")
 	out := api.Arrivals{Waiting: []api.Arrival{}, Unreachable: unreachable}
 	missing := missingOfRound(reports, s.world)
 	for _, r := range reports {
@@ -214,21 +264,21 @@ func missingOfRound(reports []nodeReport, world uint64) []uint64 {
 }
 
 func (s *Server) roundMissing() []uint64 {
-	reports, _ := s.gather(s.ctx)
+	reports, _ := s.gather(s.ctx, "")
 	return missingOfRound(reports, s.world)
 }
 
-// lastCalls lists what each rank did last, as far as it can be known. Rank 0's
-// call is in the log.
-func (s *Server) lastCalls(ctx context.Context, model string) []api.LastCall {
-	reports, _ := s.gather(ctx)
+// lastOfRanks lists what each rank did last of a model, as far as it can be
+// known. Rank 0's call is in the log.
+func (s *Server) lastOfRanks(ctx context.Context, model string) []api.LastCall {
+	reports, _ := s.gather(ctx, model)
 	out := []api.LastCall{}
 	rank0 := s.lastOfRank0(model)
 	if rank0 != nil {
 		out = append(out, *rank0)
 	}
 	for _, r := range reports {
-		if r.Last != nil && (r.Last.Rank != 0 || rank0 == nil) {
+		if r.Last != nil && r.Last.Key.Model == model && (r.Last.Rank != 0 || rank0 == nil) { // an older node tells of any model
 			out = append(out, *r.Last)
 		}
 	}
@@ -236,13 +286,14 @@ func (s *Server) lastCalls(ctx context.Context, model string) []api.LastCall {
 }
 
 // ranks lists every rank of the world, those whose node did not answer with the
-// reason.
-func (s *Server) ranks(ctx context.Context) api.Ranks {
-	reports, unreachable := s.gather(ctx)
+// reason, with its last calls of a model.
+func (s *Server) ranks(ctx context.Context, model string) api.Ranks {
+	reports, unreachable := s.gather(ctx, model)
 	state := s.replica.State()
 	out := api.Ranks{Ranks: make([]api.Rank, s.world)}
+	silent := int(s.world) - len(reports)
 	for rank := range s.world {
-		out.Ranks[rank] = silent(state, rank, unreachable)
+		out.Ranks[rank] = unheard(state, rank, silent, unreachable)
 	}
 	for _, r := range reports {
 		if r.Rank.Rank < s.world {
@@ -251,25 +302,47 @@ func (s *Server) ranks(ctx context.Context) api.Ranks {
 	}
 	for i := range out.Ranks {
 		if node := out.Ranks[i].Node; node != "" {
-			out.Ranks[i].Disagreements = state.Source(node).Disagreements
+			out.Ranks[i].Disagreements = state.Round.Disagreed(uint64(i))
 		}
 	}
 	return out
 }
 
-// silent describes a rank of which nothing was heard.
-func silent(state *fsm.State, rank uint64, unreachable []api.Unreachable) api.Rank {
-	r := api.Rank{Rank: rank, Unreachable: "its node has not been part of the log yet"}
-	if rank >= uint64(len(state.Round.Members)) {
+// unheard describes one of the silent ranks, of which nothing was heard.
+func unheard(state *fsm.State, rank uint64, silent int, unreachable []api.Unreachable) api.Rank {
+	r := api.Rank{Rank: rank}
+	if rank < uint64(len(state.Round.Members)) {
+		r.Node = state.Round.Members[rank].Node
+	} else if silent == 1 && len(unreachable) == 1 { // every other node has said its rank
+		r.Node = unreachable[0].Node
+	} else {
+		r.Unreachable = unheardOf(silent, unreachable)
 		return r
 	}
-	r.Node = state.Round.Members[rank].Node
 	node, _ := state.Node(r.Node)
-	r.Host, r.Unreachable = node.Host, "it did not answer"
+	r.Host, r.Unreachable = node.Host, "its node does not answer"
 	for _, u := range unreachable {
 		if u.Node == r.Node {
 			r.Address, r.Unreachable = u.Address, u.Reason
 		}
 	}
 	return r
+}
+
+// unheardOf says why nothing is known of a rank. Before the first round the log
+// does not say whose node is whose.
+func unheardOf(silent int, unreachable []api.Unreachable) string {
+	const shown = 8
+	if len(unreachable) == 0 {
+		return "its node has not been part of the log yet"
+	}
+	why := "its node does not answer"
+	if len(unreachable) < silent {
+		why += ", or has not been part of the log yet"
+	}
+	why += "; no answer came from"
+	for _, u := range unreachable[:min(shown, len(unreachable))] {
+		why += fmt.Sprintf(" %s (%s)", u.Address, u.Reason)
+	}
+	return why
 }

@@ -169,6 +169,7 @@ func TestFossilizingHasToBeNamed(t *testing.T) {
 	j := newJob(t, 2)
 	trainers := j.connect()
 	ctx := j.ctx()
+	var refused [2]*client.Problem
 	var last [2]*api.Decision
 	for rank, c := range trainers {
 		_, err := c.Germinate(ctx, "r0c0", conv())
@@ -177,18 +178,92 @@ func TestFossilizingHasToBeNamed(t *testing.T) {
 			_, err := c.Verdict(ctx, "r0c0", events.Verdict{Gate: gate, Passed: true})
 			require.NoError(t, err, i)
 		}
-		index := j.log.Node(0).State().Index
 		_, err = c.Advance(ctx, "r0c0")
 		require.ErrorIs(t, err, client.ErrInvalidInput)
 		require.Contains(t, err.Error(), `pass target "FOSSILIZED"`)
-		require.Zero(t, problem(t, err).Index)
-		require.Equal(t, index, j.log.Node(0).State().Index, "it is no entry")
+		refused[rank] = problem(t, err)
 		c.Observe("r0c0", api.Readings{Contribution: api.Value(events.Num(3))})
 		last[rank], err = c.Advance(ctx, "r0c0", events.StageFossilized)
 		require.NoError(t, err)
 		require.Equal(t, events.StageFossilized, last[rank].Stage)
 	}
+	require.Equal(t, refused[0], refused[1])
+	require.Equal(t, last[0].Index, refused[0].Index+1, "the refusal is an entry")
 	require.Equal(t, last[0], last[1])
+}
+
+// A rank that named the target where rank 0 did not made another call.
+func TestARankThatFossilizesWhereRank0DidNot(t *testing.T) {
+	j := newJob(t, 2)
+	trainers := j.connect()
+	for _, c := range trainers {
+		_, err := c.Germinate(j.ctx(), "r0c0", conv())
+		require.NoError(t, err)
+		for _, gate := range []events.Gate{events.G1, events.G2, events.G3} {
+			_, err := c.Verdict(j.ctx(), "r0c0", events.Verdict{Gate: gate, Passed: true})
+			require.NoError(t, err)
+		}
+	}
+	require.ErrorIs(t, advance(trainers[0], j), client.ErrInvalidInput)
+	_, err := trainers[1].Advance(j.ctx(), "r0c0", events.StageFossilized)
+	require.ErrorIs(t, err, client.ErrOrderMismatch)
+	require.Equal(t, []string{"args"}, problem(t, err).Differs)
+}
+
+func TestProblemsTellTheLastCallsOfTheirModel(t *testing.T) {
+	j := newJob(t, 2)
+	trainers := j.connect()
+	var others [2]*client.Client
+	var wg sync.WaitGroup
+	for rank, c := range trainers {
+		wg.Go(func() {
+			var err error
+			others[rank], err = c.Model(j.ctx(), "critic")
+			require.NoError(t, err)
+			t.Cleanup(func() { others[rank].Close() })
+		})
+	}
+	wg.Wait()
+	for _, c := range trainers {
+		for epoch := range int64(12) {
+			require.NoError(t, step(epoch)(c, j))
+		}
+	}
+	for _, c := range others { // another model is the last one that both called
+		require.NoError(t, fence(7)(c, j))
+	}
+
+	a := j.admins(0)["admin door"]
+	ranks, err := a.Ranks(j.ctx())
+	require.NoError(t, err)
+	for _, r := range ranks.Ranks {
+		require.Equal(t, "critic", r.Last.Key.Model, "of any model")
+		require.Len(t, r.Recent, 2)
+		require.Equal(t, *r.Last, r.Recent[0])
+	}
+	require.NoError(t, a.Get(j.ctx(), "/v1/ranks?model=main", ranks))
+	for rank, r := range ranks.Ranks {
+		require.Len(t, r.Recent, 8)
+		for i, c := range r.Recent {
+			require.Equal(t, uint64(rank), c.Rank)
+			require.Equal(t, "main", c.Key.Model)
+			require.Equal(t, int64(11-i), c.Key.Epoch)
+		}
+		require.Equal(t, *r.Last, r.Recent[0])
+	}
+
+	require.NoError(t, step(12)(trainers[0], j))
+	err = step(13)(trainers[1], j)
+	require.ErrorIs(t, err, client.ErrOrderMismatch)
+	p := problem(t, err)
+	require.Len(t, p.Last, 2)
+	for rank, epoch := range []int64{12, 11} {
+		require.Equal(t, uint64(rank), p.Last[rank].Rank)
+		require.Equal(t, "main", p.Last[rank].Key.Model)
+		require.Equal(t, epoch, p.Last[rank].Key.Epoch)
+	}
+	require.Len(t, p.Recent, 8)
+	require.Equal(t, p.Last[1], p.Recent[0])
 }
 
 func TestModelsGoOnWithoutEachOther(t *testing.T) {

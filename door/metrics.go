@@ -101,8 +101,7 @@ func (c nodeCollector) Collect(out chan<- prometheus.Metric) {
 		}
 	}
 	longest := map[string]float64{waitRound: 0, waitDecision: 0}
-	waits, _ := c.s.ledger.arrivals(c.s.rank)
-	for _, w := range waits {
+	for _, w := range c.s.ledger.arrivals(c.s.rank) {
 		longest[w.What] = max(longest[w.What], w.Seconds)
 	}
 	for what, seconds := range longest {

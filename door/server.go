@@ -34,6 +34,9 @@ type Options struct {
 	Logger    *slog.Logger  // nil: slog.Default()
 	WaitMax   time.Duration // 0: DefaultWaitMax
 	WarnAfter time.Duration // 0: DefaultWarnAfter
+
+	// Fingerprint is the rendezvous of trainers that name none.
+	Fingerprint string
 }
 
 // Server is both doors of one node.
@@ -43,6 +46,8 @@ type Server struct {
 	version   string
 	waitMax   time.Duration
 	warnAfter time.Duration
+
+	fingerprint string
 
 	node        events.NodeID
 	rank, world uint64
@@ -66,8 +71,10 @@ type Server struct {
 // newServer makes a server without doors: what both of them serve.
 func newServer(o Options) *Server {
 	id := o.Replica.Status().Identity
-	s := &Server{replica: o.Replica, version: o.Version, waitMax: o.WaitMax, warnAfter: o.WarnAfter,
-		node: id.Node, rank: id.Rank, world: id.World, ledger: ledger{waits: map[*wait]struct{}{}}}
+	s := &Server{replica: o.Replica, version: o.Version, waitMax: o.WaitMax, warnAfter: o.WarnAfter, fingerprint: o.Fingerprint,
+		node: id.Node, rank: id.Rank, world: id.World,
+		ledger: ledger{waits: map[*wait]struct{}{}, last: map[string]*lastCalls{}}}
+	s.sessions.rank, s.sessions.listed = s.rank, func() string { return incarnationOf(s.replica.State(), s.rank) }
 	if s.log = o.Logger; s.log == nil {
 		s.log = slog.Default()
 	}

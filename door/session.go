@@ -1,6 +1,7 @@
 package door
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"time"
@@ -16,10 +17,11 @@ const (
 	replacedMax = 64   // trainers that are remembered as replaced
 )
 
-// session is one trainer process, for as long as its incarnation is the newest
-// of this rank here.
+// session is one trainer process, from when it connects until another one of
+// its rank takes its place here.
 type session struct {
 	incarnation string
+	since       time.Time
 	ctx         context.Context // ends, with its cause, when another trainer takes over or the server closes
 	end         context.CancelCauseFunc
 
@@ -28,35 +30,96 @@ type session struct {
 	tracks map[string]*track
 }
 
-// sessions keeps the one living session of this node's rank.
+func newSession(ctx context.Context, incarnation string) *session {
+	ses := &session{incarnation: incarnation, since: time.Now(), tracks: map[string]*track{}}
+	ses.ctx, ses.end = context.WithCancelCause(ctx)
+	return ses
+}
+
+// is reports whether a session is an incarnation's; nil is nobody's.
+func (ses *session) is(incarnation string) bool {
+	return ses != nil && ses.incarnation == incarnation
+}
+
+// sessions keeps the trainers of this node's rank. Whoever connects may be a
+// stray process, so the one that is served stays until a round lists another.
 type sessions struct {
+	rank   uint64
+	listed func() string // incarnation in the round that is open; called with mu held
+
 	mu       sync.Mutex
-	current  *session
+	current  *session                // the one that is served; nil: none came yet
+	next     *session                // the newest that waits for a round of its own
 	replaced map[string]*api.Problem // by incarnation
 	order    []string                // of replaced, oldest first
 }
 
-// enter returns the session of an incarnation. A new one takes the place of the
-// living one, whose calls end. One that was replaced does not come back.
-func (l *sessions) enter(ctx context.Context, incarnation string, rank uint64) (*session, *api.Problem) {
+// enter returns the session of a trainer that asks for a round. Of two that wait
+// the newer one goes on, and the older one's waiting ends. One that was replaced
+// does not come back.
+func (l *sessions) enter(ctx context.Context, incarnation string) (*session, *api.Problem) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if p := l.replaced[incarnation]; p != nil {
 		return nil, p
 	}
-	if l.current != nil && l.current.incarnation == incarnation {
+	listed := l.listed()
+	if l.next.is(listed) { // its round has been opened this moment
+		l.take(l.next)
+	}
+	switch {
+	case l.current.is(incarnation):
 		return l.current, nil
+	case l.next.is(incarnation):
+		return l.next, nil
 	}
-	if old := l.current; old != nil {
-		p := problemf(events.CodeNotAuthority, "another trainer of rank %d connected at %s: its calls count from now on; end this process, or connect anew from it on all ranks",
-			rank, time.Now().Format(time.RFC3339))
-		l.remember(old.incarnation, p)
-		old.end(&replacedError{p})
+	ses := newSession(ctx, incarnation)
+	if incarnation == listed { // it is back, after esperd was started anew
+		l.take(ses)
+		return ses, nil
 	}
-	ses := &session{incarnation: incarnation, tracks: map[string]*track{}}
-	ses.ctx, ses.end = context.WithCancelCause(ctx)
-	l.current = ses
+	if l.next != nil {
+		l.replace(l.next, "another trainer of rank %d connected at %s, while this one waited for its round, and takes its place: end this process, or connect anew from it on all ranks", ses)
+	}
+	l.next = ses
 	return ses, nil
+}
+
+// admit returns the session of a trainer whose round is open. It is served from
+// now on, and the calls of the one before end.
+func (l *sessions) admit(ctx context.Context, incarnation string) (*session, *api.Problem) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if p := l.replaced[incarnation]; p != nil {
+		return nil, p
+	}
+	if l.listed() != incarnation {
+		return nil, problemf(events.CodeNotAuthority, "another round was opened this moment, with another trainer of rank %d: end this process, or connect anew from it on all ranks", l.rank)
+	}
+	switch {
+	case l.current.is(incarnation):
+	case l.next.is(incarnation):
+		l.take(l.next)
+	default: // it is back, after esperd was started anew
+		l.take(newSession(ctx, incarnation))
+	}
+	return l.current, nil
+}
+
+func (l *sessions) take(ses *session) {
+	if l.current != nil {
+		l.replace(l.current, "another trainer of rank %d connected at %s, and the round that is open is its own: its calls count from now on; end this process, or connect anew from it on all ranks", ses)
+	}
+	if l.next == ses {
+		l.next = nil
+	}
+	l.current = ses
+}
+
+func (l *sessions) replace(old *session, format string, by *session) {
+	p := problemf(events.CodeNotAuthority, format, l.rank, by.since.Format(time.RFC3339))
+	l.remember(old.incarnation, p)
+	old.end(&replacedError{p})
 }
 
 func (l *sessions) remember(incarnation string, p *api.Problem) {
@@ -75,8 +138,11 @@ func (l *sessions) remember(incarnation string, p *api.Problem) {
 func (l *sessions) find(incarnation string) (*session, *api.Problem) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.current != nil && l.current.incarnation == incarnation {
+	switch {
+	case l.current.is(incarnation):
 		return l.current, nil
+	case l.next.is(incarnation):
+		return l.next, nil
 	}
 	if p := l.replaced[incarnation]; p != nil {
 		return nil, p
@@ -84,7 +150,7 @@ func (l *sessions) find(incarnation string) (*session, *api.Problem) {
 	return nil, problemf(events.CodeUnavailable, "session %.64q is not open here: esperd was started anew, or the trainer never connected; POST /v1/session with the same incarnation and the number of the last answered call", incarnation)
 }
 
-// living returns the incarnation that is connected, empty without one.
+// living returns the incarnation that is served, empty without one.
 func (l *sessions) living() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -126,14 +192,22 @@ func (ses *session) opened(model string) (*track, *api.Problem) {
 
 // callContext ends when the client goes away, another trainer takes over, the
 // server closes, or the longest wait is over; its cause says which.
-func (s *Server) callContext(ctx context.Context, ses *session) (context.Context, context.CancelFunc) {
+func (s *Server) callContext(ctx, session context.Context) (context.Context, context.CancelFunc) {
 	ctx, timeout := context.WithTimeoutCause(ctx, s.waitMax, errWaitedOut)
+	ctx, done := endingWith(ctx, session)
+	return ctx, func() {
+		done()
+		timeout()
+	}
+}
+
+// endingWith returns ctx, which also ends when other does, with its cause.
+func endingWith(ctx, other context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(ses.ctx, func() { cancel(context.Cause(ses.ctx)) })
+	stop := context.AfterFunc(other, func() { cancel(context.Cause(other)) })
 	return ctx, func() {
 		stop()
 		cancel(nil)
-		timeout()
 	}
 }
 
@@ -142,19 +216,9 @@ func (s *Server) connect(ctx context.Context, req *api.SessionRequest) (*api.Ses
 	if p := s.checkIdentity(req); p != nil {
 		return nil, p
 	}
-	// A stale trainer that comes back must not push out the living one.
-	if head := s.replica.State(); req.Answered != nil && knows(head, req) {
-		if p := checkReturn(head, req); p != nil {
-			return nil, p
-		}
-	}
-	ses, p := s.sessions.enter(s.ctx, req.Incarnation, s.rank)
-	if p != nil {
-		return nil, p
-	}
-	ctx, done := s.callContext(ctx, ses)
+	ctx, done := s.callContext(ctx, s.ctx)
 	defer done()
-	round, p := s.join(ctx, req)
+	ses, round, p := s.join(ctx, req)
 	if p != nil {
 		return nil, p
 	}
@@ -165,6 +229,8 @@ func (s *Server) connect(ctx context.Context, req *api.SessionRequest) (*api.Ses
 	if p != nil {
 		return nil, p
 	}
+	ctx, done = endingWith(ctx, ses.ctx)
+	defer done()
 	if p := t.lock(ctx); p != nil {
 		return nil, p
 	}
@@ -243,13 +309,24 @@ func (s *Server) checkIdentity(req *api.SessionRequest) *api.Problem {
 	return nil
 }
 
-// join returns the round of the session. A trainer that connects waits for all
+// join returns the session and its round. A trainer that connects waits for all
 // the others; one that comes back belongs to the round it was in, and must not
 // be taken for one that asks for the next.
-func (s *Server) join(ctx context.Context, req *api.SessionRequest) (uint64, *api.Problem) {
+func (s *Server) join(ctx context.Context, req *api.SessionRequest) (*session, uint64, *api.Problem) {
+	open := s.rejoin
 	if req.Answered == nil {
-		return s.register(ctx, req)
+		open = s.register
 	}
+	round, p := open(ctx, req)
+	if p != nil {
+		return nil, 0, p
+	}
+	ses, p := s.sessions.admit(s.ctx, req.Incarnation)
+	return ses, round, p
+}
+
+// rejoin waits until this node knows the round that a trainer comes back to.
+func (s *Server) rejoin(ctx context.Context, req *api.SessionRequest) (uint64, *api.Problem) {
 	for {
 		changed := s.replica.Changed()
 		if head := s.replica.State(); knows(head, req) {
@@ -285,12 +362,27 @@ func checkReturn(head *fsm.State, req *api.SessionRequest) *api.Problem {
 	return nil
 }
 
+// incarnationOf returns who the open round lists as a rank's trainer, empty
+// without a round.
+func incarnationOf(head *fsm.State, rank uint64) string {
+	if rank >= uint64(len(head.Round.Members)) {
+		return ""
+	}
+	return head.Round.Members[rank].Incarnation
+}
+
 // register waits until the trainers of all ranks are there.
 func (s *Server) register(ctx context.Context, req *api.SessionRequest) (uint64, *api.Problem) {
+	ses, p := s.sessions.enter(s.ctx, req.Incarnation)
+	if p != nil {
+		return 0, p
+	}
+	ctx, end := endingWith(ctx, ses.ctx)
+	defer end()
 	done := s.waiting(ctx, waitRound, nil, req.Site)
 	defer done()
 	round, err := s.replica.Register(ctx, replica.Registration{Rank: req.Rank, World: req.WorldSize,
-		Incarnation: req.Incarnation, Fingerprint: req.Fingerprint, Mode: req.Mode})
+		Incarnation: req.Incarnation, Fingerprint: cmp.Or(req.Fingerprint, s.fingerprint), Mode: req.Mode})
 	switch {
 	case err == nil:
 		return round, nil

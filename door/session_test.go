@@ -2,6 +2,7 @@ package door_test
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/client"
+	"github.com/esperd/esperd/door"
 	"github.com/esperd/esperd/events"
 )
 
@@ -34,25 +36,125 @@ func TestWhoTheTrainerIsHasToFit(t *testing.T) {
 	}
 }
 
-func TestTheNewerTrainerOfARankCounts(t *testing.T) {
+// another connects a new trainer of a rank in the background.
+func (j *job) another(ctx context.Context, rank int) <-chan error {
+	connected := make(chan error, 1)
+	go func() {
+		c, err := client.Connect(ctx, j.socket(rank), options(rank, len(j.doors)))
+		if err == nil {
+			err = c.Close()
+		}
+		connected <- err
+	}()
+	return connected
+}
+
+func TestAStrayTrainerEndsNobodysCalls(t *testing.T) {
 	j := newJob(t, 2)
 	trainers := j.connect()
 	waits := make(chan error)
 	go func() { waits <- step(0)(trainers[1], j) }()
 	j.waiting(1)
 
-	second := make(chan error)
 	ctx, cancel := context.WithCancel(j.ctx())
-	go func() {
-		_, err := client.Connect(ctx, j.socket(1), options(1, 2))
-		second <- err
+	stray := j.another(ctx, 1)
+	j.waitingFor(1, "round")
+	require.NoError(t, step(0)(trainers[0], j))
+	require.NoError(t, <-waits, "the call that waited")
+	for _, c := range trainers {
+		require.NoError(t, step(1)(c, j), "and those after it")
+	}
+	other := make(chan error)
+	go func() { // a model that nobody has opened yet
+		c, err := trainers[1].Model(j.ctx(), "critic")
+		if err == nil {
+			err = c.Close()
+		}
+		other <- err
 	}()
-	err := <-waits
+	c, err := trainers[0].Model(j.ctx(), "critic")
+	require.NoError(t, err)
+	defer c.Close()
+	require.NoError(t, <-other)
+	ranks, err := j.admins(0)["admin door"].Ranks(j.ctx())
+	require.NoError(t, err)
+	require.True(t, ranks.Ranks[1].Session)
+	require.Equal(t, "round", ranks.Ranks[1].Waiting[0].What)
+	cancel()
+	require.ErrorIs(t, <-stray, context.Canceled)
+	require.NoError(t, step(2)(trainers[0], j))
+	require.NoError(t, step(2)(trainers[1], j))
+}
+
+func TestTheTrainerOfTheNewRoundCounts(t *testing.T) {
+	j := newJob(t, 2)
+	trainers := j.connect()
+	waits := make(chan error)
+	go func() { waits <- step(0)(trainers[1], j) }()
+	j.waiting(1)
+	newcomer := j.another(j.ctx(), 1)
+	j.waitingFor(1, "round")
+	select {
+	case err := <-waits:
+		t.Fatalf("the living trainer's call ended before a new round was open: %v", err)
+	default:
+	}
+	require.NoError(t, <-j.another(j.ctx(), 0))
+	require.NoError(t, <-newcomer)
+	require.ErrorIs(t, <-waits, client.ErrNotAuthority)
+	for rank, c := range trainers {
+		err := step(0)(c, j)
+		require.ErrorIs(t, err, client.ErrNotAuthority, "it does not come back")
+		require.Contains(t, err.Error(), fmt.Sprintf("another trainer of rank %d connected at 2", rank))
+	}
+}
+
+func TestOfTwoTrainersThatWaitTheNewerOneGoesOn(t *testing.T) {
+	j := newJob(t, 2)
+	trainers := j.connect()
+	older := j.another(j.ctx(), 1)
+	j.waitingFor(1, "round")
+	newer := j.another(j.ctx(), 1)
+	err := <-older
 	require.ErrorIs(t, err, client.ErrNotAuthority)
 	require.Contains(t, err.Error(), "another trainer of rank 1 connected at 2")
-	require.ErrorIs(t, step(0)(trainers[1], j), client.ErrNotAuthority, "it does not come back")
-	cancel()
-	require.ErrorIs(t, <-second, context.Canceled, "the second one waits for the other ranks' new trainers")
+	require.Contains(t, err.Error(), "while this one waited for its round")
+	require.NoError(t, step(0)(trainers[0], j))
+	require.NoError(t, step(0)(trainers[1], j), "the living one is served until the round is open")
+	require.NoError(t, <-j.another(j.ctx(), 0))
+	require.NoError(t, <-newer)
+	require.ErrorIs(t, step(1)(trainers[1], j), client.ErrNotAuthority)
+}
+
+func TestATrainerThatIsBackDoesNotEndAnothersWait(t *testing.T) {
+	j := newJob(t, 2)
+	trainers := j.connect()
+	j.stop(1)
+	j.start(1)
+	newcomer := j.another(j.ctx(), 1)
+	j.waitingFor(1, "round")
+	critic := make([]*client.Client, 2) // of the living trainers; rank 1's has not made a call since
+	for rank, c := range trainers {
+		var err error
+		critic[rank], err = c.Model(j.ctx(), "critic")
+		require.NoError(t, err)
+		defer critic[rank].Close()
+	}
+	for rank := range trainers {
+		require.NoError(t, step(0)(critic[rank], j))
+		require.NoError(t, step(0)(trainers[rank], j))
+	}
+	require.NoError(t, <-j.another(j.ctx(), 0))
+	require.NoError(t, <-newcomer)
+	require.ErrorIs(t, step(1)(critic[1], j), client.ErrNotAuthority)
+}
+
+func TestTheRendezvousOfATrainerThatNamesNone(t *testing.T) {
+	j := newJob(t, 1, func(o *door.Options) { o.Fingerprint = "host:29500/1/2" })
+	j.connect()
+	require.Equal(t, "host:29500/1/2", j.log.Node(0).State().Round.Fingerprint)
+	j.connect(func(o *client.Options) { o.Fingerprint = "my own" })
+	require.Equal(t, "my own", j.log.Node(0).State().Round.Fingerprint)
 }
 
 func TestConfigurationsHaveToBeTheSame(t *testing.T) {

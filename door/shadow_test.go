@@ -177,11 +177,12 @@ func TestObservationsRideWithTheNextCall(t *testing.T) {
 	require.Equal(t, 200, status, body)
 	status, body = j.post(0, "/v1/slots/r0c0/observe", session+`"accuracy":"NaN"}`)
 	require.Equal(t, 200, status, body)
-	require.Equal(t, 2, decodeAs[api.Observed](t, body).Pending)
+	require.Equal(t, 1, decodeAs[api.Observed](t, body).Pending, "of one slot")
 	status, body = j.post(0, "/v1/slots/nowhere/observe", session+`"accuracy":41}`)
 	require.Equal(t, 404, status)
 	require.Contains(t, body, "unknown-slot")
 
+	c.Observe("r0c0", api.Readings{Accuracy: api.NotMeasured[events.Num]()})
 	c.Observe("r0c0", accuracy(43)) // the body's come after those of POST .../observe
 	f, err := c.StepEpoch(j.ctx(), 0)
 	require.NoError(t, err)
@@ -190,6 +191,9 @@ func TestObservationsRideWithTheNextCall(t *testing.T) {
 	require.Equal(t, int64(1), m.Epochs)
 	require.True(t, math.IsInf(float64(*m.GradientNorm), 1))
 	require.Nil(t, m.GradientRatio)
+	e, _, err := j.log.Node(0).Entry(f.Index)
+	require.NoError(t, err)
+	require.Len(t, e.Events, 2, "one Observed, one EpochStepped")
 	f, err = c.StepEpoch(j.ctx(), 1)
 	require.NoError(t, err)
 	require.Equal(t, int64(1), f.Slots[0].Metrics.Epochs, "they ride once")

@@ -9,12 +9,10 @@ import (
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
 	"github.com/esperd/esperd/fsm"
+	"github.com/esperd/esperd/internal/riders"
 )
 
-const (
-	replayMax  = 4096    // entries that a cursor is moved over one by one
-	pendingMax = 1 << 16 // observations that wait for a model's next call
-)
+const replayMax = 4096 // entries that a cursor is moved over one by one
 
 // track is where one session stands in one model: its cursor. Everything but
 // observed and config is used only by who holds the turn.
@@ -29,7 +27,7 @@ type track struct {
 	shadow *shadow    // nil on rank 0
 
 	config   atomic.Pointer[fsm.Config] // set once call 0 is answered
-	observed api.Riders
+	observed riders.Riders
 }
 
 func newTrack(round uint64, model string) *track {

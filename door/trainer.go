@@ -61,7 +61,7 @@ func (s *Server) trainerDoor(a huma.API) {
 // end calls that wait.
 func post(id, path, summary string) huma.Operation {
 	return huma.Operation{OperationID: id, Method: http.MethodPost, Path: path, Summary: summary, Tags: []string{"trainer"},
-		MaxBodyBytes: bodyBytesMax + 1, BodyReadTimeout: -1}
+		MaxBodyBytes: api.BodyBytesMax + 1, BodyReadTimeout: -1}
 }
 
 func slotCall[B, A any](s *Server, a huma.API, op events.Op, summary string, read func(*B) (*api.Call, fsm.Args)) {
@@ -96,7 +96,7 @@ func germinate(in *api.GerminateRequest) (*api.Call, fsm.Args) {
 }
 
 func advance(in *api.AdvanceRequest) (*api.Call, fsm.Args) {
-	return &in.Call, fsm.Advance{Target: in.Target}
+	return &in.Call, fsm.Advance{Target: in.Target, Strict: true}
 }
 
 func verdict(in *api.VerdictRequest) (*api.Call, fsm.Args) {
@@ -131,9 +131,5 @@ func (s *Server) observe(slot string, in *api.ObserveRequest) (*api.Observed, er
 	if _, ok := t.config.Load().Slot(slot); !ok {
 		return nil, problemf(events.CodeUnknownSlot, "observe: model %s has no slot %.64q; GET /v1/slots lists them", in.Model, slot)
 	}
-	n, ok := t.observed.Add(api.Observation{Slot: slot, Readings: in.Readings}, pendingMax)
-	if !ok {
-		return nil, problemf(events.CodeUnavailable, "%d observations of model %s wait for its next numbered call, expected fewer: step an epoch or make a fence", n, in.Model)
-	}
-	return &api.Observed{Pending: n}, nil
+	return &api.Observed{Pending: t.observed.Add(api.Observation{Slot: slot, Readings: in.Readings})}, nil
 }

@@ -69,7 +69,7 @@ func (s *Server) health() *api.Problem {
 func (s *Server) timeout(key events.Key, site string) *api.Problem {
 	p := problemf(events.CodeDecisionTimeout, "rank %d has waited %s in %s for rank 0, which %s; see esperd ranks for where rank 0 is",
 		s.rank, s.waitMax, describe(key, site), s.lastOfRank0Text(key.Model))
-	p.Got, p.GotSite = &key, site
+	p.Got, p.GotSite, p.Recent = &key, site, s.ledger.recent(key.Model)
 	if last := s.lastOfRank0(key.Model); last != nil {
 		p.Last = []api.LastCall{*last}
 	}

@@ -162,13 +162,13 @@ func TestRank0WaitsVisiblyToo(t *testing.T) {
 		s := b.servers[0]
 		done := s.waiting(t.Context(), waitDecision, &events.Key{Op: events.OpFence}, "train.py:3")
 		time.Sleep(6 * time.Second)
-		waits, _ := s.ledger.arrivals(0)
+		waits := s.ledger.arrivals(0)
 		require.Len(t, waits, 1)
 		require.InDelta(t, 6, waits[0].Seconds, 0.001)
 		require.Empty(t, waits[0].Missing)
 		require.Contains(t, b.lines[0].String(), "rank 0's call is not in the log yet")
 		done()
-		waits, _ = s.ledger.arrivals(0)
+		waits = s.ledger.arrivals(0)
 		require.Empty(t, waits)
 	})
 }

@@ -10,7 +10,8 @@ import (
 
 // ArgsHash returns the hash of those arguments that must be equal on all ranks:
 // all of them, except that ranks come to their own verdicts (only the gate
-// counts) and that a configuration is compared with the log's (zero).
+// counts), that a configuration is compared with the log's (zero), and that
+// Advance's Strict is the door's.
 //
 // It is the first half of a SHA-256 over the operation and the arguments, in
 // the order of their struct, each in one fixed form. Ranks may run different

@@ -37,6 +37,11 @@ type Germinate struct {
 // Advance asks for the next stage, or for Target (section 6.3).
 type Advance struct {
 	Target *events.Stage `json:"target"`
+
+	// Strict refuses to fossilize a seed, which is for good, unless Target says
+	// so. The door always sets it, so it is no argument that ranks could differ
+	// in; the reference fossilizes.
+	Strict bool `json:"-"`
 }
 
 // Verdict brings the trainer's own gate result; the stage it leads to follows

@@ -143,6 +143,38 @@ func TestRefusedRamps(t *testing.T) {
 	}
 }
 
+func TestFossilizingStrictlyHasToBeNamed(t *testing.T) {
+	l := configured(t, "a")
+	l.call("a", plainGermination)
+	for _, gate := range []events.Gate{events.G1, events.G2, events.G3} {
+		require.Equal(t, ArgsHash(Advance{}), ArgsHash(Advance{Strict: true}))
+		require.Empty(t, refusals(l.call("a", Advance{Strict: true})), "elsewhere it changes nothing")
+		l.call("a", Verdict{events.Verdict{Gate: gate, Passed: true}})
+	}
+	require.Equal(t, events.StageHolding, l.slot("a").Stage())
+	reason := l.refused(events.CodeInvalidInput, "a", Advance{Strict: true}, Observation{Slot: "a", Contribution: value(events.Num(3))})
+	require.Equal(t, `advance a: expected a target, since the seed is in HOLDING, from where the next stage is FOSSILIZED, for good; pass target "FOSSILIZED" to say that it is meant`, reason)
+	require.EqualValues(t, 3, *l.slot("a").Seed.Metrics.Contribution, "what was observed counts")
+	require.Empty(t, refusals(l.call("a", Advance{Target: stage(events.StageBlending), Strict: true})))
+	require.Empty(t, refusals(l.call("a", Advance{Target: stage(events.StageFossilized), Strict: true})))
+
+	lax := configured(t, "a")
+	lax.call("a", plainGermination)
+	for _, gate := range []events.Gate{events.G1, events.G2, events.G3} {
+		lax.call("a", Verdict{events.Verdict{Gate: gate, Passed: true}})
+	}
+	require.Empty(t, refusals(lax.call("a", Advance{})), "as the reference does")
+}
+
+func refusals(evs []events.Event) (out []events.Refused) {
+	for _, ev := range evs {
+		if ev.Refused != nil {
+			out = append(out, *ev.Refused)
+		}
+	}
+	return out
+}
+
 func stage(s events.Stage) *events.Stage { return &s }
 
 func TestRefusedSteps(t *testing.T) {

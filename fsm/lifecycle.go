@@ -95,14 +95,14 @@ func (t *turn) advance(i int, a Advance) *events.Refused {
 		t.decided(i, events.G0, "no_active_seed")
 		return nil
 	}
-	var to events.Stage
-	if a.Target != nil {
-		to = *a.Target
-	} else if next, ok := nextStage(seed.Stage); ok {
-		to = next
-	} else {
+	to, ok := a.leadsTo(seed.Stage)
+	if !ok {
 		t.decided(i, events.G0, "no_valid_transition")
 		return nil
+	}
+	if a.Strict && a.Target == nil && to == events.StageFossilized {
+		return refuse(events.CodeInvalidInput, "advance %s: expected a target, since the seed is in %s, from where the next stage is %s, for good; pass target %q to say that it is meant",
+			t.name(i), seed.Stage, to, to)
 	}
 	if to.Cooldown() {
 		return illegal("advance %s: advance_stage() cannot target failure stage %s; use prune() and the cooldown pipeline instead.", t.name(i), to)
@@ -113,6 +113,14 @@ func (t *turn) advance(i int, a Advance) *events.Refused {
 	}
 	t.take(i, to, v, false)
 	return nil
+}
+
+// leadsTo returns the stage that is asked for; false if there is none.
+func (a Advance) leadsTo(from events.Stage) (events.Stage, bool) {
+	if a.Target != nil {
+		return *a.Target, true
+	}
+	return nextStage(from)
 }
 
 // verdict takes the trainer's own gate result for the evaluated one.

@@ -254,7 +254,9 @@ func (n *Node) Register(ctx context.Context, r replica.Registration) (uint64, er
 		case <-changed:
 		case <-ctx.Done():
 			n.log.mu.Lock()
-			delete(n.log.arrived, r.Rank)
+			if n.log.arrived[r.Rank].Incarnation == r.Incarnation { // not a newer trainer's
+				delete(n.log.arrived, r.Rank)
+			}
 			n.log.mu.Unlock()
 			return 0, ctx.Err()
 		}
