@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -15,11 +16,12 @@ type RunFlags struct {
 	Rank        *string `source:"ESPERD_RANK" group:"who" placeholder:"N" help:"Rank of the trainer beside this esperd, from 0."`
 	WorldSize   *string `source:"ESPERD_WORLD_SIZE" group:"who" placeholder:"N" help:"Number of ranks."`
 	RunID       *string `source:"ESPERD_RUN_ID" group:"who" name:"run-id" placeholder:"ID" help:"Run to belong to, the same on all ranks."`
+	Round       *string `source:"ESPERD_ROUND" group:"who" placeholder:"TEXT" help:"What tells this start of the trainers from another, the same on all ranks."`
 	DataDir     *string `source:"ESPERD_DATA_DIR" group:"where" placeholder:"DIR" help:"This node's own directory; {rank} in it becomes the rank."`
 	Socket      *string `source:"ESPERD_SOCKET" group:"where" placeholder:"PATH" help:"Unix socket for the trainer; {rank} as above."`
 	AdminListen *string `source:"ESPERD_ADMIN_LISTEN" group:"where" placeholder:"HOST:PORT" help:"Address of the admin HTTP door; PORT+rank gives each rank its own."`
 	Join        *string `source:"ESPERD_JOIN" group:"peers" placeholder:"HOST[:PORT],..." help:"Peers to ask for the log: rank 0's."`
-	Listen      *string `source:"ESPERD_LISTEN" group:"peers" placeholder:"HOST:PORT" help:"Address for peers; PORT+rank gives each rank its own."`
+	Listen      *string `source:"ESPERD_LISTEN" group:"peers" placeholder:"HOST:PORT" help:"Address for peers; PORT+rank gives each rank its own. A world of one has no peers: by default nobody gets in."`
 	Advertise   *string `source:"ESPERD_ADVERTISE" group:"peers" placeholder:"HOST" help:"Host under which peers reach this one."`
 	SecretFile  *string `source:"ESPERD_SECRET_FILE" group:"peers" placeholder:"FILE" help:"Job secret that peers prove to each other, the same on all ranks."`
 	PeerCert    *string `source:"ESPERD_PEER_CERT" group:"peers" placeholder:"FILE" help:"Certificate to show to peers, instead of a secret."`
@@ -37,6 +39,7 @@ type Config struct {
 	LocalRank   string // "": nobody said
 	Restart     string // torchrun's restart count; "": nobody said
 	Run         string // "": the log knows, or one is made when it is founded
+	Round       string // the trainers' rendezvous, for those that do not name theirs; "": nobody said
 	DataDir     string
 	Socket      string
 	SocketDir   bool // the socket has a directory of its own, to be made
@@ -80,6 +83,7 @@ const (
 	basePort      = 7400 // of rank 0's peer door, where there is no MASTER_PORT
 	masterPortGap = 100  // from MASTER_PORT to rank 0's peer door
 	worldSizeMax  = 4096
+	roundBytesMax = 512 // as in api.SessionRequest
 )
 
 var runIDPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,127}$`)
@@ -88,7 +92,7 @@ var runIDPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,127}$`)
 func resolve(f RunFlags, s surroundings) (Config, error) {
 	r := &resolver{surroundings: s, from: map[string]string{}}
 	c := Config{From: r.from}
-	steps := []func(RunFlags, *Config) error{r.identity, r.run, r.places, r.peers, r.security, r.tuning}
+	steps := []func(RunFlags, *Config) error{r.identity, r.run, r.round, r.places, r.peers, r.security, r.tuning}
 	for _, step := range steps {
 		if err := step(f, &c); err != nil {
 			return Config{}, err
@@ -196,6 +200,25 @@ func (r *resolver) run(f RunFlags, c *Config) error {
 	}
 	if !runIDPattern.MatchString(c.Run) {
 		return fmt.Errorf("%s is %.200q, expected 1 to 128 letters, digits or any of . _ : @ + = - (it becomes part of paths), beginning with a letter or digit: choose one with --run-id", r.from["run_id"], c.Run)
+	}
+	return nil
+}
+
+// round tells one rendezvous of the trainers from another, alike on all of its
+// ranks, and as the Python client does: trainers that name theirs and trainers
+// that leave it to esperd meet in one round.
+func (r *resolver) round(f RunFlags, c *Config) error {
+	address, port, restart, source := r.env["MASTER_ADDR"], r.env["MASTER_PORT"], r.env["TORCHELASTIC_RESTART_COUNT"], "torchrun MASTER_ADDR"
+	if job := r.env["SLURM_JOB_ID"]; address == "" && port == "" && job != "" {
+		address, port, restart, source = "slurm-"+job, r.env["SLURM_STEP_ID"], r.env["SLURM_RESTART_COUNT"], "SLURM SLURM_JOB_ID"
+	}
+	c.Round = r.pick("round", f.Round)
+	if c.Round == "" && f.Round == nil && (address != "" || port != "") {
+		c.Round = fmt.Sprintf("%s:%s/%d/%s", address, port, c.World, cmp.Or(restart, "0"))
+		r.from["round"] = source
+	}
+	if len(c.Round) > roundBytesMax || f.Round != nil && c.Round == "" {
+		return fmt.Errorf("%s is %.80q, which has %d bytes, expected 1 to %d: choose a name with --round", r.from["round"], c.Round, len(c.Round), roundBytesMax)
 	}
 	return nil
 }

@@ -27,7 +27,14 @@ func (r *resolver) peers(f RunFlags, c *Config) error {
 	if c.Join, err = r.joinAddresses(joins, base); err != nil {
 		return err
 	}
-	if listen == "" && f.Listen == nil {
+	switch {
+	case listen != "" || f.Listen != nil:
+		if c.Listen, err = r.listenAddress("listen", listen, c.Rank); err != nil {
+			return err
+		}
+	case c.World == 1: // nobody has to find it
+		c.Listen, r.from["listen"] = "127.0.0.1:0", "default"
+	default:
 		port, err := r.peerPort(base, c.Rank)
 		if err != nil {
 			return err
@@ -37,8 +44,6 @@ func (r *resolver) peers(f RunFlags, c *Config) error {
 		if r.env["MASTER_PORT"] != "" {
 			r.from["listen"] = "default, from torchrun MASTER_PORT"
 		}
-	} else if c.Listen, err = r.listenAddress("listen", listen, c.Rank); err != nil {
-		return err
 	}
 	return r.advertise(f.Advertise, master, c)
 }
@@ -113,9 +118,6 @@ func (r *resolver) peerPort(base, rank uint64) (string, error) {
 
 // listenHost is loopback where every rank is on this host.
 func (r *resolver) listenHost(c *Config) string {
-	if c.World == 1 {
-		return "127.0.0.1"
-	}
 	host, _, _ := net.SplitHostPort(c.Join[0])
 	ip := net.ParseIP(host)
 	v6 := ip != nil && ip.To4() == nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -109,6 +110,44 @@ func TestResolveRunID(t *testing.T) {
 	}
 }
 
+func TestResolveRound(t *testing.T) {
+	torchrun := map[string]string{"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "RANK": "1", "WORLD_SIZE": "4", "TORCHELASTIC_RESTART_COUNT": "2", "SLURM_JOB_ID": "7"}
+	with := func(kv ...string) map[string]string {
+		env := maps.Clone(torchrun)
+		for i := 0; i < len(kv); i += 2 {
+			env[kv[i]] = kv[i+1]
+		}
+		return env
+	}
+	for name, c := range map[string]struct {
+		flag        *string
+		env         map[string]string
+		round, from string
+		err         string
+	}{
+		"nothing":      {},
+		"torchrun":     {env: torchrun, round: "10.0.0.1:29500/4/2", from: "torchrun MASTER_ADDR"},
+		"no count":     {env: with("TORCHELASTIC_RESTART_COUNT", ""), round: "10.0.0.1:29500/4/0", from: "torchrun MASTER_ADDR"},
+		"no port":      {env: map[string]string{"MASTER_ADDR": "h"}, round: "h:/1/0", from: "torchrun MASTER_ADDR"},
+		"SLURM":        {env: map[string]string{"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "1", "SLURM_RESTART_COUNT": "3"}, round: "slurm-7:1/1/3", from: "SLURM SLURM_JOB_ID"},
+		"own":          {env: with("ESPERD_ROUND", "mine"), round: "mine", from: "ESPERD_ROUND"},
+		"flag":         {flag: str("again"), env: with("ESPERD_ROUND", "mine"), round: "again", from: "--round"},
+		"given, empty": {flag: str(""), env: torchrun, err: "--round"},
+		"too long":     {env: with("ESPERD_ROUND", strings.Repeat("x", 513)), err: "ESPERD_ROUND"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := resolve(RunFlags{Round: c.flag}, testSurroundings(c.env))
+			if c.err != "" {
+				require.ErrorContains(t, err, c.err)
+				return
+			}
+			require.NoError(t, err)
+			require.Equal(t, c.round, got.Round)
+			require.Equal(t, c.from, got.From["round"])
+		})
+	}
+}
+
 func TestResolvePlaces(t *testing.T) {
 	long := "/data/" + strings.Repeat("d", 90)
 	for name, c := range map[string]struct {
@@ -165,8 +204,9 @@ func TestResolvePeers(t *testing.T) {
 		advertise string
 		err       string
 	}{
-		"world of one":          {listen: "127.0.0.1:7400"},
-		"world of one, master":  {env: map[string]string{"MASTER_ADDR": "h", "MASTER_PORT": "29500"}, listen: "127.0.0.1:29600"},
+		"world of one":          {listen: "127.0.0.1:0"},
+		"world of one, master":  {env: map[string]string{"MASTER_ADDR": "h", "MASTER_PORT": "29500"}, listen: "127.0.0.1:0"},
+		"world of one, listen":  {flags: RunFlags{Listen: str("127.0.0.1:9000")}, listen: "127.0.0.1:9000"},
 		"nobody to join":        {env: two, err: "--join (ESPERD_JOIN)"},
 		"master":                {env: with("MASTER_ADDR", "node0", "MASTER_PORT", "29500"), listen: "0.0.0.0:29601", join: []string{"node0:29600"}},
 		"rank 0 is the master":  {env: with("MASTER_ADDR", "node0", "MASTER_PORT", "29500", "RANK", "0"), listen: "0.0.0.0:29600", join: []string{"node0:29600"}, advertise: "node0"},

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/esperd/esperd/door"
 	"github.com/esperd/esperd/replica"
@@ -61,7 +60,11 @@ func openDaemon(cfg Config, base *slog.Logger) (_ *daemon, err error) {
 	if d.dir, err = replica.OpenDataDir(cfg.DataDir, replica.DataDirOptions{}); err != nil {
 		return d, err
 	}
-	d.alone()
+	if cfg.World == 1 {
+		if security, err = d.alone(security); err != nil {
+			return d, err
+		}
+	}
 	if err := d.openNode(security); err != nil {
 		return d, err
 	}
@@ -79,25 +82,42 @@ func peerSecurity(c *Config) (*replica.PeerSecurity, error) {
 	return nil, nil
 }
 
+// loneSecretName is the file, in the data directory, that a world of one's
+// secret passes through.
+const loneSecretName = "peer.secret"
+
 // alone settles what the ranks of a world agree on and a world of one makes up:
-// the run's id, and a port that nobody has to know.
-func (d *daemon) alone() {
+// the run's id, and, unless the user opened a peers' door, a secret that nobody
+// else has. It has no peers, but every process of this machine could reach its
+// door, and end the trainer's round.
+func (d *daemon) alone(security *replica.PeerSecurity) (*replica.PeerSecurity, error) {
 	c := &d.cfg
-	if c.World > 1 {
-		return
-	}
 	if c.Run == "" && d.dir.Run() == "" {
 		c.Run, c.From["run_id"] = "run-"+strings.ToLower(rand.Text()[:8]), "made here"
 	}
-	if c.From["listen"] != "default" {
-		return
+	if security != nil || c.From["listen"] != "default" {
+		return security, nil
 	}
-	l, err := net.Listen("tcp", c.Listen)
-	if err == nil {
-		l.Close()
-	} else if errors.Is(err, syscall.EADDRINUSE) { // by another world of one
-		c.Listen, c.From["listen"] = "127.0.0.1:0", "default, "+c.Listen+" being in use"
+	c.From["secret_file"] = "made here, for this process alone"
+	return loneSecurity(d.dir.Path(loneSecretName))
+}
+
+// loneSecurity makes a secret that only this process ever has: its file, in a
+// directory that this process holds the lock of, is gone when it returns.
+func loneSecurity(file string) (_ *replica.PeerSecurity, err error) {
+	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a process that was killed
+		return nil, fmt.Errorf("cannot make a new peer secret: %w", err)
 	}
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make a peer secret: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.Remove(file)) }()
+	_, err = f.WriteString(rand.Text())
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("cannot write a peer secret: %w", err)
+	}
+	return replica.SecretSecurity(file)
 }
 
 func (d *daemon) openNode(security *replica.PeerSecurity) error {
@@ -122,7 +142,7 @@ func (d *daemon) openNode(security *replica.PeerSecurity) error {
 
 func (d *daemon) openDoors() error {
 	var err error
-	d.doors, err = door.Open(door.Options{Replica: d.node, Socket: d.cfg.Socket, Admin: d.cfg.AdminListen, Version: thisVersion().Esperd, Logger: d.base})
+	d.doors, err = door.Open(door.Options{Replica: d.node, Socket: d.cfg.Socket, Admin: d.cfg.AdminListen, Version: thisVersion().Esperd, Fingerprint: d.cfg.Round, Logger: d.base})
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@
 //	config_socket.go  ... its socket's path
 //	daemon.go         a node with its doors, opened and closed in order
 //	run.go, exec.go   a daemon alone, and with a command
+//	exec_linux.go     ... which ends with it, exec_other.go: or does not
 //	target.go         which esperd the commands that look ask
 //	view.go           status, slots, ranks
 //	events.go         events

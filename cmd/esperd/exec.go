@@ -3,9 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 )
@@ -22,7 +24,7 @@ type execCmd struct {
 
 // Help says more than the flags do.
 func (*execCmd) Help() string {
-	return "The command finds its esperd by ESPERD_SOCKET, ESPERD_DATA_DIR and ESPERD_RUN_ID. It gets every signal that esperd exec gets, and its exit status (128 + N after signal N) is esperd's own."
+	return "The command finds its esperd by ESPERD_SOCKET, ESPERD_DATA_DIR and ESPERD_RUN_ID. It gets every signal that esperd exec gets (on a terminal, SIGINT, SIGQUIT and SIGHUP from the terminal itself), and on Linux SIGTERM when esperd exec is killed. Its exit status (128 + N after signal N) is esperd's own."
 }
 
 func (c *execCmd) Run(a *app) error {
@@ -51,7 +53,7 @@ func (c *execCmd) Run(a *app) error {
 	defer signal.Stop(signals)
 	child := &supervisor{argv: argv, env: d.childEnv(a.env), a: a, signals: signals, failed: d.failed(), why: d.failure, killAfter: killAfter}
 	err = child.run()
-	if drained := d.drain(signals); drained != nil && err != nil {
+	if drained := d.drain(child.hurry()); drained != nil && err != nil {
 		d.log.Error(drained.Error()) // the command's own end matters more
 	} else if drained != nil {
 		err = drained
@@ -67,6 +69,7 @@ type supervisor struct {
 	failed    <-chan struct{}  // closed: the command has to end
 	why       func() error     // after failed
 	killAfter time.Duration
+	shared    bool // the command is in this process's group
 }
 
 // run returns the command's own end as an exitError; any other error is why it
@@ -74,21 +77,26 @@ type supervisor struct {
 func (s *supervisor) run() error {
 	cmd := exec.Command(s.argv[0], s.argv[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.Env = s.a.stdin, s.a.stdout, s.a.stderr, s.env
-	// In a group of its own, a signal reaches all of the command, once.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	// In a group of its own, a signal reaches all of the command, once. But a
+	// terminal stops who reads it outside its foreground group.
+	s.shared = underTerminal(s.a.stdin)
+	cmd.SysProcAttr = tiedToParent(&syscall.SysProcAttr{Setpgid: !s.shared})
+	ended, err := startTied(cmd)
+	if err != nil {
 		return fmt.Errorf("cannot start the command: %w", err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	tell := func(n syscall.Signal) { _ = syscall.Kill(-cmd.Process.Pid, n) } // it may have ended
+	to := -cmd.Process.Pid // the group
+	if s.shared {
+		to = cmd.Process.Pid
+	}
+	tell := func(n syscall.Signal) { _ = syscall.Kill(to, n) } // it may have ended
 	failed := s.failed
 	var failure error
 	var kill <-chan time.Time
 	for {
 		select {
 		case got := <-s.signals:
-			if n, ok := got.(syscall.Signal); ok {
+			if n, ok := got.(syscall.Signal); ok && !(s.shared && fromTerminal(n)) {
 				tell(n)
 			}
 		case <-failed:
@@ -104,6 +112,68 @@ func (s *supervisor) run() error {
 			return exitOf(err)
 		}
 	}
+}
+
+// startTied starts a command on a thread that lives as long as the command:
+// tiedToParent ties it to the thread.
+func startTied(cmd *exec.Cmd) (ended <-chan error, err error) {
+	started, end := make(chan error, 1), make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			end <- cmd.Wait()
+		}
+	}()
+	return end, <-started
+}
+
+// underTerminal reports whether stdin is the terminal that controls this
+// process: a command that reads it has to be in a group that the shell knows.
+func underTerminal(stdin io.Reader) bool {
+	if !isTerminal(stdin) {
+		return false
+	}
+	tty, err := os.Open("/dev/tty") // there is none under torchrun, whose workers lead sessions
+	if err != nil {
+		return false
+	}
+	tty.Close()
+	return true
+}
+
+// fromTerminal is about the signals that a terminal, or its shell, sends to a
+// whole group.
+func fromTerminal(n syscall.Signal) bool {
+	return n == syscall.SIGINT || n == syscall.SIGQUIT || n == syscall.SIGHUP
+}
+
+// settles is for how long after the command's end a signal of the terminal is
+// taken for the one that the command ended of.
+const settles = 500 * time.Millisecond
+
+// hurry are the signals that tell an esperd to stop at once whose command has
+// ended, for as long as this process lives. What the terminal sent to both,
+// esperd may see last.
+func (s *supervisor) hurry() <-chan os.Signal {
+	if !s.shared {
+		return s.signals
+	}
+	ended, out := time.Now(), make(chan os.Signal, 1)
+	go func() {
+		for got := range s.signals {
+			if n, ok := got.(syscall.Signal); ok && fromTerminal(n) && time.Since(ended) < settles {
+				continue
+			}
+			select {
+			case out <- got:
+			default: // one is enough
+			}
+		}
+	}()
+	return out
 }
 
 // exitOf turns how a command ended into its status.
@@ -125,6 +195,9 @@ func exitOf(err error) error {
 // told it.
 func (d *daemon) childEnv(env map[string]string) []string {
 	own := map[string]string{"ESPERD_SOCKET": d.cfg.Socket, "ESPERD_DATA_DIR": d.cfg.DataDir, "ESPERD_RUN_ID": d.runID()}
+	if d.cfg.From["round"] == "--round" { // otherwise it sees what was seen here
+		own["ESPERD_ROUND"] = d.cfg.Round
+	}
 	var out []string
 	for k, v := range env {
 		if _, ours := own[k]; !ours {

@@ -24,7 +24,7 @@ func newLogger(w io.Writer, c *Config) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(w, o))
 }
 
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
 	return ok && isatty.IsTerminal(f.Fd())
 }

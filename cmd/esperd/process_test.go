@@ -3,8 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
+	"io"
+	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -17,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/esperd/esperd/api"
+	"github.com/esperd/esperd/client"
 )
 
 // esperd prepares a process of this program, in a home of its own.
@@ -161,8 +168,73 @@ func TestRunRefuses(t *testing.T) {
 			require.Contains(t, errs, c.word)
 		})
 	}
-	// A world of one that nobody gave a port to finds itself another one.
+	// A world of one has a port of its own.
 	up(t, home, "--data-dir", filepath.Join(home, "second"))
+}
+
+// Nobody can speak to the peers' door of a world of one, nor find a secret that
+// would let them.
+func TestAloneLetsNobodyIn(t *testing.T) {
+	home := t.TempDir()
+	dir := filepath.Join(home, "data")
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	stale := filepath.Join(dir, loneSecretName) // of a process that was killed
+	require.NoError(t, os.WriteFile(stale, []byte("x"), 0o644))
+	up(t, home, "--data-dir", dir)
+	require.NoFileExists(t, stale)
+	status, out, errs := finish(t, esperd(t, home, "ranks", "--json", "--data-dir", dir))
+	require.Equal(t, exitOK, status, errs)
+	var ranks api.Ranks
+	require.NoError(t, json.Unmarshal([]byte(out), &ranks))
+	require.Len(t, ranks.Ranks, 1)
+	address := ranks.Ranks[0].Address
+	require.NotContains(t, address, ":7400")
+
+	plain, err := net.Dial("tcp", address)
+	require.NoError(t, err)
+	defer plain.Close()
+	require.NoError(t, plain.SetDeadline(time.Now().Add(10*time.Second)))
+	_, err = plain.Write([]byte("Pesp1")) // the greeting of a peer without a secret
+	require.NoError(t, err)
+	answer := make([]byte, 5)
+	_, err = io.ReadFull(plain, answer)
+	require.True(t, err != nil || string(answer) != "Pesp1", "it answered as to a peer")
+
+	pair, err := tls.X509KeyPair(selfSigned(t))
+	require.NoError(t, err)
+	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13})
+	require.NoError(t, err, "the refusal comes after a TLS 1.3 client's handshake")
+	defer conn.Close()
+	require.NoError(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+	_, err = conn.Read(answer)
+	require.ErrorContains(t, err, "remote error: tls")
+}
+
+// selfSigned is a stranger's certificate, with its key.
+func selfSigned(t *testing.T) (cert, key []byte) {
+	public, private, err := ed25519.GenerateKey(nil)
+	require.NoError(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"esperd-peer"}}
+	der, err := x509.CreateCertificate(nil, template, template, public, private)
+	require.NoError(t, err)
+	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
+	require.NoError(t, err)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
+}
+
+// A trainer that does not name its rendezvous is in the one that esperd sees.
+func TestRoundOfTrainersThatNameNone(t *testing.T) {
+	home := t.TempDir()
+	up(t, home, "--round", "again")
+	for _, c := range []struct{ named, round string }{{"", "again"}, {"own", "own"}} {
+		trainer, err := client.Connect(t.Context(), filepath.Join(home, ".local/state/esperd/default/rank0", socketName),
+			client.Options{Fingerprint: c.named, Slots: []api.SlotRequest{{Name: "r0c0"}}})
+		require.NoError(t, err)
+		status, out, errs := finish(t, esperd(t, home, "status"))
+		require.Equal(t, exitOK, status, errs)
+		require.Contains(t, out, `fingerprint "`+c.round+`"`)
+		require.NoError(t, trainer.Close())
+	}
 }
 
 // A path that is too long for a socket gets a short one, which status finds.
@@ -196,6 +268,8 @@ func TestExec(t *testing.T) {
 		"a signal":  {[]string{"exec", "--", "sh", "-c", "kill -9 $$"}, 137, ""},
 		"own flags": {[]string{"exec", "--run-id", "r", "--", "echo", "--run-id", "x", "--"}, 0, "--run-id x --\n"},
 		"no dashes": {[]string{"exec", "--run-id", "r", "echo", "--rank", "x"}, 0, "--rank x\n"},
+		"round":     {[]string{"exec", "--round", "again", "--", "sh", "-c", "echo -$ESPERD_ROUND-"}, 0, "-again-\n"},
+		"no round":  {[]string{"exec", "--", "sh", "-c", "echo -$ESPERD_ROUND-"}, 0, "--\n"},
 		"nonesuch":  {[]string{"exec", "--", "nonesuch"}, exitNotFound, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -43,6 +43,9 @@ func (d *daemon) announce() {
 	if c.LocalRank != "" {
 		attrs = append(attrs, "local_rank", c.LocalRank)
 	}
+	if c.Round != "" {
+		attrs = append(attrs, "round", c.Round)
+	}
 	if c.Restart != "" {
 		attrs = append(attrs, "restart", c.Restart)
 	}

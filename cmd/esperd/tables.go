@@ -46,7 +46,10 @@ func writeJSON(w io.Writer, v any) error {
 }
 
 func statusTable(w io.Writer, s *api.State) error {
-	if !s.Quorum {
+	switch {
+	case s.Phase == "joining":
+		fmt.Fprintf(w, "JOINING: this node is not part of a log yet, so its trainer has to wait.\n%s\n\n", oneLine(joiningText(s)))
+	case !s.Quorum:
 		fmt.Fprintf(w, "NO QUORUM: this node knows no leader, so nothing can be decided now.\n"+
 			"What follows is what this node knew last, at entry %d.\n\n", s.Index)
 	}
@@ -67,7 +70,7 @@ func statusTable(w io.Writer, s *api.State) error {
 			log += fmt.Sprintf("; entries before %d are still being fetched", s.CompleteFrom)
 		}
 		row("log", log)
-		if s.Problem != "" {
+		if s.Problem != "" && s.Phase != "joining" {
 			row("problem", s.Problem)
 		}
 		row("round", roundText(s.Round))
@@ -75,6 +78,14 @@ func statusTable(w io.Writer, s *api.State) error {
 			row("model", modelText(&m))
 		}
 	})
+}
+
+// joiningText is what a node waits for that is not part of a log.
+func joiningText(s *api.State) string {
+	if s.Problem != "" {
+		return s.Problem
+	}
+	return fmt.Sprintf("It waits until the esperds of all %s are up to found one, or for one that is part of it; esperd ranks shows who answers.", plural(int(s.World), "rank"))
 }
 
 func phaseText(s *api.State) string {
@@ -186,15 +197,30 @@ func ranksTable(w io.Writer, ranks []api.Rank) error {
 			if r.Last != nil {
 				last = fmt.Sprintf("%d: %s%s", r.Last.Key.Call, keyText(&r.Last.Key), siteText(r.Last.Site))
 			}
-			row(r.Rank, nodeText(r.Node), orDash(r.Host), orDash(r.Address), role, r.Index, r.Chain.Short(), trainer, r.Disagreements, last, waitingText(r.Waiting))
+			row(r.Rank, nodeText(r.Node), orDash(r.Host), orDash(r.Address), role, r.Index, r.Chain.Short(), trainer, r.Disagreements, last, nowText(r))
 		}
 	})
 }
 
-func waitingText(waiting []api.Arrival) string {
-	if len(waiting) == 0 {
-		return "-"
+// nowText is what a rank does, and what is wrong with its node.
+func nowText(r *api.Rank) string {
+	text := r.Problem
+	if r.Phase != "" && r.Phase != "member" {
+		text = strings.ToUpper(r.Phase)
+		if r.Problem != "" {
+			text += ": " + r.Problem
+		}
 	}
+	if len(r.Waiting) == 0 {
+		return orDash(text)
+	}
+	if text != "" {
+		text += "; "
+	}
+	return text + waitingText(r.Waiting)
+}
+
+func waitingText(waiting []api.Arrival) string {
 	texts := make([]string, 0, len(waiting))
 	for i := range waiting {
 		a := &waiting[i]

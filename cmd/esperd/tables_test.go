@@ -75,6 +75,8 @@ func TestTables(t *testing.T) {
 	alone.Quorum, alone.Leader, alone.Role, alone.CompleteFrom, alone.Problem = false, "", "candidate", 12, "disk full"
 	alone.Round = &api.Round{Number: 2, Fault: exampleFault()}
 	joining := api.State{Node: nodeB, Rank: 1, World: 2, Phase: "joining", Role: "none"}
+	refused := joining
+	refused.Problem = "peer 10.0.0.1:7400 does not hold this job's secret:\tgive every node the same --secret-file"
 	ranks := []api.Rank{
 		{Rank: 0, Node: nodeA, Host: "h0", Address: "10.0.0.1:7400", Role: "leader", Voter: true, Index: 41, Session: true,
 			Last: &api.LastCall{Key: events.Key{Op: events.OpStepEpoch, Epoch: 9, Call: 30, Model: "main"}, Site: "train.py:99"}},
@@ -82,9 +84,12 @@ func TestTables(t *testing.T) {
 			Waiting: []api.Arrival{{Rank: 1, What: "decision", Key: &events.Key{Op: events.OpAdvance, Slot: "r0c0", Seed: 1, Model: "gan"}, Seconds: 7.25, Missing: []uint64{0}}}},
 		{Rank: 2, Address: "10.0.0.3:7402", Unreachable: "connection refused"},
 		{Rank: 3, Waiting: []api.Arrival{{Rank: 3, What: "round", Seconds: 60, Missing: []uint64{1, 2}}}},
+		{Rank: 4, Phase: "joining", Problem: "no answer from 10.0.0.1:7400", Waiting: []api.Arrival{{Rank: 4, What: "round", Seconds: 1, Missing: []uint64{1}}}},
+		{Rank: 5, Phase: "diverged", Role: "follower"},
+		{Rank: 6, Phase: "member", Role: "follower", Voter: true, Problem: "disk full"},
 	}
 	var out bytes.Buffer
-	for _, s := range []*api.State{state, &alone, &joining} {
+	for _, s := range []*api.State{state, &alone, &joining, &refused} {
 		require.NoError(t, statusTable(&out, s))
 		out.WriteString("--\n")
 	}

@@ -1,0 +1,134 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/esperd/esperd/api"
+	"github.com/esperd/esperd/events"
+)
+
+// with returns flags with some of their values changed.
+func with(args []string, changed ...string) []string {
+	out := slices.Clone(args)
+	for i := 0; i < len(changed); i += 2 {
+		out[slices.Index(out, changed[i])+1] = changed[i+1]
+	}
+	return out
+}
+
+// without returns flags less one and its value.
+func without(args []string, flag string) []string {
+	i := slices.Index(args, flag)
+	return slices.Delete(slices.Clone(args), i, i+2)
+}
+
+// anotherRun: a data directory belongs to its run.
+func anotherRun(t *testing.T) {
+	w := startWorld(t, 1)
+	w.terminate()
+	n := w.nodes[0]
+	before := sums(t, n.dir)
+	says(t, refuses(t, 1, w.dir, append([]string{"run"}, with(n.args, "--run-id", "other")...)...),
+		n.dir, `run "e2e"`, `"other"`, "--data-dir")
+	after := sums(t, n.dir)
+	delete(before, "node.json") // counts its boots
+	delete(after, "node.json")
+	require.Equal(t, before, after)
+	w.startAll()
+	w.settled()
+}
+
+// anotherWorld: a log that was trained with so many ranks is not trained with
+// more.
+func anotherWorld(t *testing.T) {
+	w := startWorld(t, 1)
+	c := newCaller(w.nodes[0])
+	status, answer := c.connect(nil)
+	require.Equal(t, http.StatusOK, status, "%s", answer)
+	w.terminate()
+	n := w.nodes[0]
+	n.args = append(with(n.args, "--world-size", "2"), "--join", "127.0.0.1:"+n.port)
+	n.start()
+	eventually(t, "an answer", func() error { _, err := n.state(); return err })
+	status, answer = c.connect(fields{"world_size": 2, "incarnation": strings.Repeat("02", 16)})
+	problem(t, status, answer, http.StatusConflict, events.CodeConfigMismatch, "world size is 2", "trained with 1 rank", "start a new run")
+}
+
+// badClaims: a node that contradicts a world that is training does not become
+// part of it, and the world goes on.
+func badClaims(t *testing.T) {
+	w := startWorld(t, 2)
+	l := w.train()
+	l.progress(1)
+	first, ports := w.nodes[0], []string{freePort(t), freePort(t), freePort(t)}
+	here := func(i int, rank string, changed ...string) []string {
+		name := filepath.Join(w.dir, fmt.Sprintf("claim%d", i))
+		return append([]string{"run"}, with(w.nodes[1].args, append([]string{"--rank", rank, "--listen", "127.0.0.1:" + ports[i], "--data-dir", name, "--socket", name + ".s"}, changed...)...)...)
+	}
+	says(t, refuses(t, 1, w.dir, here(0, "0")...),
+		"rank 0 is claimed by two nodes", "127.0.0.1:"+first.port, "127.0.0.1:"+ports[0], "stop one, or correct its --rank")
+	says(t, refuses(t, 1, w.dir, here(1, "1", "--world-size", "3")...),
+		"world size", "(rank 0) has 2", "(rank 1) has 3", "give every rank the same --world-size")
+	says(t, refuses(t, 1, w.dir, here(2, "1", "--run-id", "other")...),
+		"run id", `(rank 0) has "e2e"`, `(rank 1) has "other"`, "give every rank the same --run-id")
+	l.progress(answersBetween)
+	l.finish()
+	log := w.verify(l)
+	require.Equal(t, 2, joined(log), "nobody else has become part of the log")
+}
+
+func joined(log []api.Entry) int {
+	n := 0
+	for i := range log {
+		for _, ev := range log[i].Events {
+			if ev.NodeJoined != nil {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// badSecrets: a node without the job's secret is kept out, and both sides say
+// why.
+func badSecrets(t *testing.T) {
+	w := startWorld(t, 2)
+	l := w.train()
+	first := w.nodes[0]
+	args := without(w.nodes[1].args, "--secret-file")
+	for i, stranger := range []struct {
+		name         string
+		secret       []string
+		world, there []string // what each side says
+	}{
+		{"none", nil, []string{"it speaks no TLS"}, []string{"wants TLS, this node has no secret", "--secret-file"}},
+		{"another", []string{"--secret-file", newSecret(t, w.dir, "other")}, []string{"bad certificate"}, []string{"does not hold this job's secret", "--secret-file"}},
+	} {
+		data := filepath.Join(w.dir, stranger.name)
+		log := data + ".log"
+		p := start(t, w.dir, log, append(with(args, "--data-dir", data, "--socket", fmt.Sprintf("%s/x%d", w.dir, i), "--listen", "127.0.0.1:"+freePort(t)), stranger.secret...)...)
+		t.Cleanup(p.end)
+		awaitLog(t, first.logFile, append(stranger.world, `"level":"WARN"`, "does not hold this job's secret", "--secret-file")...)
+		awaitLog(t, log, append(stranger.there, "127.0.0.1:"+first.port)...)
+		require.False(t, p.ended())
+		l.progress(answersBetween)
+		p.end()
+	}
+	l.finish()
+	require.Equal(t, 2, joined(w.verify(l)))
+	b, err := os.ReadFile(w.secret)
+	require.NoError(t, err)
+	for _, n := range w.nodes {
+		log, err := os.ReadFile(n.logFile)
+		require.NoError(t, err)
+		require.NotContains(t, string(log), string(b), "the secret is nobody's business")
+	}
+}
