@@ -21,7 +21,7 @@ const (
 
 	backoffMin       = 10 * time.Millisecond
 	backoffMax       = 2 * time.Second
-	unavailableTries = 8 // answers "not now" in a row that are tried again, 5 s in all
+	unavailableTries = 20 // answers "not now" in a row that are tried again, about 26 s in all: a restarted rank may have history to fetch
 )
 
 // Options say who the trainer is and what its model is.

@@ -19,6 +19,30 @@ type anchor struct {
 
 	mu          sync.Mutex
 	index, term uint64
+	failed      error // of the last write to the log; nil: it worked
+}
+
+// StoreLog implements raft.LogStore.
+func (a *anchor) StoreLog(l *raft.Log) error { return a.note(a.LogStore.StoreLog(l)) }
+
+// StoreLogs implements raft.LogStore.
+func (a *anchor) StoreLogs(ls []*raft.Log) error { return a.note(a.LogStore.StoreLogs(ls)) }
+
+// note remembers whether the log can be written: raft only logs it.
+func (a *anchor) note(err error) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.failed = err
+	return err
+}
+
+func (a *anchor) trouble() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.failed != nil {
+		return fmt.Errorf("raft's log cannot be written (%w): this node acknowledges nothing until it can", a.failed)
+	}
+	return nil
 }
 
 // logCacheEntries are kept in memory: raft reads every entry back from its store

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -61,6 +63,9 @@ func (n *Node) helloOnce() {
 			n.greet(me, address)
 		}
 	}
+	if me.Lineage == "" {
+		n.warnJoining()
+	}
 	if me.Lineage == "" && me.Rank == 0 {
 		n.maybeFound(me)
 	}
@@ -103,6 +108,9 @@ func (n *Node) greet(me hello, address string) bool {
 	defer cancel()
 	var w welcome
 	err := n.net.Call(ctx, address, "hello", me, &w)
+	if me.Lineage == "" {
+		n.joining.note(address, err)
+	}
 	var refused *PeerError
 	switch {
 	case errors.As(err, &refused) && refused.Code == events.CodeConfigMismatch:
@@ -129,7 +137,73 @@ func (n *Node) unanswered(address string, err error) {
 	if secret, ok := errors.AsType[*SecurityError](err); ok && n.complaint != secret.Text {
 		level, n.complaint = slog.LevelWarn, secret.Text
 	}
-	n.log.Log(n.ctx, level, "no answer to hello", "peer", address, "error", err)
+	n.log.Log(n.ctx, level, "no answer to hello", "peer", hostOf(address), "error", err)
+}
+
+// joiningWarnAfter is how long a node waits for the others without a word.
+const joiningWarnAfter = 5 * time.Second
+
+// joining is what a node that is not yet part of a log waits for.
+type joining struct {
+	mu     sync.Mutex
+	began  time.Time
+	warned string
+	silent map[string]string // address -> why it did not answer
+}
+
+func (j *joining) note(address string, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.silent == nil {
+		j.silent = map[string]string{}
+	}
+	delete(j.silent, hostOf(address))
+	if err != nil {
+		j.silent[hostOf(address)] = err.Error()
+	}
+}
+
+// waitsFor says, for people, what a joining node waits for.
+func (n *Node) waitsFor() string {
+	var missing []uint64
+	peers := n.roster.fresh(n.freshness())
+	for rank := range n.cfg.World {
+		if !slices.ContainsFunc(peers, func(p peer) bool { return p.Rank == rank }) {
+			missing = append(missing, rank)
+		}
+	}
+	n.joining.mu.Lock()
+	defer n.joining.mu.Unlock()
+	var silent []string
+	for address, why := range n.joining.silent {
+		silent = append(silent, fmt.Sprintf("no answer from %s: %s", address, why))
+	}
+	slices.Sort(silent)
+	switch {
+	case n.cfg.Rank == 0 && len(missing) > 0:
+		return strings.Join(append([]string{fmt.Sprintf("it waits for the esperds of ranks %v", missing)}, silent...), "; ")
+	case len(silent) > 0:
+		return "it waits to be let into the log; " + strings.Join(silent, "; ")
+	}
+	return "it waits for the other ranks' esperds, or for a leader to let it in"
+}
+
+// warnJoining tells an operator what the node waits for, when that takes long
+// and whenever it changes.
+func (n *Node) warnJoining() {
+	why := n.waitsFor()
+	n.joining.mu.Lock()
+	if n.joining.began.IsZero() {
+		n.joining.began = time.Now()
+	}
+	due := time.Since(n.joining.began) >= joiningWarnAfter && why != n.joining.warned
+	if due {
+		n.joining.warned = why
+	}
+	n.joining.mu.Unlock()
+	if due {
+		n.log.Warn("not part of the log yet", "why", why)
+	}
 }
 
 // onHello answers another node's hello.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -99,6 +100,7 @@ type Node struct {
 	gap           chan struct{} // entries below the head are missing
 
 	complaint string // the last of unanswered; sayHello's alone
+	joining   joining
 
 	peerHandlers map[string]peerHandler // what peers may call
 	handlers     map[string]peerHandler // what they may ask, by the doors
@@ -183,6 +185,20 @@ func (n *Node) start() error {
 	return nil
 }
 
+// refuseLostLog looks before anything is made: a directory that was part of a
+// log has raft's files.
+func (n *Node) refuseLostLog() error {
+	files, err := filepath.Glob(n.cfg.Dir.Path("raft/*"))
+	if err != nil || n.cfg.Dir.Lineage() == "" || len(files) > 0 {
+		return err
+	}
+	return n.lostLog()
+}
+
+func (n *Node) lostLog() error {
+	return errorf(events.CodeUnavailable, "data directory %s was part of log %s, but its raft log is gone: this node might vote twice; move the whole directory aside as evidence and start with an empty one, which is a new node and fetches the history from the others", n.cfg.Dir.Path(""), n.cfg.Dir.Lineage())
+}
+
 // lookForLog sets whether the directory holds no log, so that one may be
 // founded, and refuses one whose log is gone.
 func (n *Node) lookForLog(stores *Stores) error {
@@ -197,7 +213,7 @@ func (n *Node) lookForLog(stores *Stores) error {
 	h, _ := n.machine.now()
 	n.empty = last == 0 && len(list) == 0 && h.index == 0
 	if last == 0 && len(list) == 0 && (h.index > 0 || n.cfg.Dir.Lineage() != "") {
-		return errorf(events.CodeUnavailable, "data directory %s was part of log %s, but its raft log is gone: this node might vote twice; move the whole directory aside as evidence and start with an empty one, which is a new node and fetches the history from the others", n.cfg.Dir.Path(""), n.cfg.Dir.Lineage())
+		return n.lostLog()
 	}
 	if n.empty {
 		return undoHalfBootstrap(stores.Stable)
@@ -252,6 +268,9 @@ func (n *Node) openStores() (*Stores, error) {
 	kind := n.cfg.LogStore
 	if kind == "" {
 		kind = "boltdb"
+	}
+	if err := n.refuseLostLog(); err != nil {
+		return nil, err
 	}
 	if err := os.MkdirAll(n.cfg.Dir.Path("raft"), 0o700); err != nil {
 		return nil, fmt.Errorf("making the directory of the raft log: %w", err)
@@ -372,8 +391,13 @@ func (n *Node) Status() Status {
 		HistoryLag:   n.history.Lag().Records,
 		RaftStats:    n.raft.Stats(),
 	}
-	if problem == nil {
-		problem = n.history.Err()
+	for _, trouble := range []func() error{n.history.Err, n.anchor.trouble} {
+		if problem == nil {
+			problem = trouble()
+		}
+	}
+	if problem == nil && phase == PhaseJoining {
+		s.Problem = n.waitsFor()
 	}
 	if problem != nil {
 		s.Problem = problem.Error()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -97,4 +98,13 @@ func TestThreeRealNodesAgree(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, want.Chain, rec.Chain)
 	}
+}
+
+// A node that waits says for whom.
+func TestJoiningNodeSaysWhatItWaitsFor(t *testing.T) {
+	n := openNode(t, t.TempDir(), 0, 3, "127.0.0.1:0")
+	require.Equal(t, PhaseJoining, n.Status().Phase)
+	require.Eventually(t, func() bool { return n.Status().Problem == "it waits for the esperds of ranks [1 2]" }, 10*time.Second, time.Millisecond)
+	lost := openNode(t, t.TempDir(), 1, 3, "127.0.0.1:0", "127.0.0.1:1")
+	require.Eventually(t, func() bool { return strings.Contains(lost.Status().Problem, "no answer from 127.0.0.1:1") }, 10*time.Second, time.Millisecond)
 }

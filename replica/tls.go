@@ -45,7 +45,7 @@ func SecretSecurity(file string) (*PeerSecurity, error) {
 		return nil, fmt.Errorf("cannot read the secret file %s: %w: --secret-file (ESPERD_SECRET_FILE) wants a file of random bytes %s", file, err, how)
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return nil, fmt.Errorf("the secret file %s has mode %04o, expected no access for group and others: chmod 600 %[1]s", file, mode)
+		return nil, fmt.Errorf("the secret file %s has mode %04o, expected no access for group and others: chmod 600 %[1]s; where the mode is not yours to change (a Kubernetes secret with fsGroup), copy it: install -m 600 %[1]s FILE, and give FILE", file, mode)
 	}
 	b, err := os.ReadFile(file)
 	if err != nil {
@@ -54,6 +54,16 @@ func SecretSecurity(file string) (*PeerSecurity, error) {
 	secret := bytes.TrimSpace(b)
 	if len(secret) < secretBytesMin {
 		return nil, fmt.Errorf("the secret file %s holds %d bytes, expected at least %d random ones %s", file, len(secret), secretBytesMin, how)
+	}
+	return secretSecurity(secret, time.Now())
+}
+
+// LoneSecurity is for a node without peers: a secret that only this process ever
+// has, so that nobody can speak to its listener.
+func LoneSecurity() (*PeerSecurity, error) {
+	secret := make([]byte, 32)
+	if _, err := rand.Read(secret); err != nil {
+		return nil, fmt.Errorf("making a secret: %w", err)
 	}
 	return secretSecurity(secret, time.Now())
 }

@@ -82,10 +82,6 @@ func peerSecurity(c *Config) (*replica.PeerSecurity, error) {
 	return nil, nil
 }
 
-// loneSecretName is the file, in the data directory, that a world of one's
-// secret passes through.
-const loneSecretName = "peer.secret"
-
 // alone settles what the ranks of a world agree on and a world of one makes up:
 // the run's id, and, unless the user opened a peers' door, a secret that nobody
 // else has. It has no peers, but every process of this machine could reach its
@@ -99,25 +95,7 @@ func (d *daemon) alone(security *replica.PeerSecurity) (*replica.PeerSecurity, e
 		return security, nil
 	}
 	c.From["secret_file"] = "made here, for this process alone"
-	return loneSecurity(d.dir.Path(loneSecretName))
-}
-
-// loneSecurity makes a secret that only this process ever has: its file, in a
-// directory that this process holds the lock of, is gone when it returns.
-func loneSecurity(file string) (_ *replica.PeerSecurity, err error) {
-	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a process that was killed
-		return nil, fmt.Errorf("cannot make a new peer secret: %w", err)
-	}
-	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("cannot make a peer secret: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.Remove(file)) }()
-	_, err = f.WriteString(rand.Text())
-	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("cannot write a peer secret: %w", err)
-	}
-	return replica.SecretSecurity(file)
+	return replica.LoneSecurity()
 }
 
 func (d *daemon) openNode(security *replica.PeerSecurity) error {
