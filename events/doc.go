@@ -11,9 +11,12 @@
 //	vocabulary.go  stages, gates, operations, problem codes
 //	entry.go       Entry, Key, Digest
 //	event.go       the events
-//	codec.go       CBOR Core Deterministic Encoding (RFC 8949, 4.2.1)
+//	codec.go       writing them: CBOR Core Deterministic Encoding (RFC 8949, 4.2.1)
+//	decode.go      reading them, strictly
+//	json.go        events as people and scripts read them
 //	chain.go       the hash chain over encoded entries
-//	history.go     the store that keeps every entry on every node
+//	history.go     the store that keeps every entry on every node; history_*.go its
+//	               reading, writing behind, gaps, file and the check at its opening
 //
 // Adding an event: a payload type and a field of Event with the next free
 // number, a case in fsm's apply, a golden script. Numbers are never reused, and

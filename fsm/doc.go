@@ -13,13 +13,17 @@
 //
 // The files, in reading order:
 //
-//	state.go      State, Model, Slot, Seed
+//	state.go      State, Model, Slot, Seed; slotvec.go holds the slots
 //	apply.go      Apply: an entry's fit, then its events, one by one
+//	assign.go     one event to one model
 //	digest.go     the two digests, each independent of the number of slots
-//	command.go    Call: what a trainer asks for
+//	command.go    Call: what a trainer asks for; args.go its limits
 //	decide.go     Decide: a call becomes events, through the same assignments
+//	configure.go  call 0 of a model
+//	observe.go    rank 0's measurements
 //	lifecycle.go  germinate, advance, prune, ... (lifecycle contract, section 6)
 //	tick.go       one tick of one slot (section 7)
 //	alpha.go      the alpha controller (section 4)
+//	argshash.go   what must be equal on all ranks, as a hash
 //	image.go      a State as bytes, for snapshots
 package fsm

@@ -1,0 +1,27 @@
+// Package replica is one node: a data directory, its part in raft, its state
+// machine, and the way to the other nodes. It is the only importer of raft.
+//
+// The files, in reading order:
+//
+//	node.go           Node: opening, asking, draining, closing
+//	propose.go        Decide: rank 0's calls become entries, one at a time
+//	machine.go        what raft drives: index, chain, Apply, history, snapshots
+//	nudge.go          committed entries become visible on all ranks at once
+//
+//	hello.go          how a world comes together; roster.go remembers who is there
+//	leader.go         admission, replaced nodes, few voters, leadership to rank 0
+//	rounds.go         trainers register; registrations.go until all are there
+//	report.go         shadow verdicts and faults, to the leader and into the log
+//	backfill.go       missing history, from any peer, checked against the chain
+//	ask.go            questions to all nodes; draining
+//
+//	datadir.go        the directory's identity and lock
+//	logstore.go       raft's log on disk, behind one constructor
+//	anchor.go         what raft v1.7.3 misses in its log after a snapshot
+//	stable.go         and that it cannot bear a full disk
+//
+//	network.go        raft and peer RPC on one TCP listener: listener.go, tls.go,
+//	                  peers.go, address.go; raftlog.go adapts its log
+//	memnet.go         the same in memory, for simulated clusters; memraft.go
+//	types.go          what the doors see
+package replica
