@@ -68,6 +68,9 @@ func badSlots(slots []events.SlotConfig) string {
 		if why := badName(s.Name, maxSlotName, seen); why != "" {
 			return fmt.Sprintf("name of slot %d: %s", i, why)
 		}
+		if s.Name == "." || s.Name == ".." {
+			return fmt.Sprintf("name of slot %d: %q cannot stand in a URL's path; choose another", i, s.Name)
+		}
 		if why := badGates(&s.Gates); why != "" {
 			return fmt.Sprintf("slot %s: gates.%s", s.Name, why)
 		}

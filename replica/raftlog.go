@@ -39,8 +39,11 @@ func levelOf(level hclog.Level, msg string, args []any) slog.Level {
 	if !ok {
 		l = slog.LevelInfo
 	}
-	if msg == "failed to get previous log" {
+	switch msg {
+	case "failed to get previous log":
 		return slog.LevelDebug
+	case "failed to appendEntries to", "failed to heartbeat to", "failed to decode incoming command":
+		return slog.LevelDebug // a peer that is away: raft says so once, as "failed to contact", and /v1/ranks shows it
 	}
 	for _, a := range args {
 		if err, ok := a.(error); ok && errors.Is(err, net.ErrClosed) {

@@ -191,12 +191,15 @@ func exitOf(err error) error {
 	return exitError(exit.ExitCode())
 }
 
-// childEnv tells the command where its esperd is. Who it is, its launcher has
-// told it.
+// childEnv tells the command where its esperd is, and who it is where flags said
+// so; else its launcher has told it.
 func (d *daemon) childEnv(env map[string]string) []string {
 	own := map[string]string{"ESPERD_SOCKET": d.cfg.Socket, "ESPERD_DATA_DIR": d.cfg.DataDir, "ESPERD_RUN_ID": d.runID()}
 	if d.cfg.From["round"] == "--round" { // otherwise it sees what was seen here
 		own["ESPERD_ROUND"] = d.cfg.Round
+	}
+	if d.cfg.From["rank"] == "--rank" || d.cfg.From["world_size"] == "--world-size" {
+		own["ESPERD_RANK"], own["ESPERD_WORLD_SIZE"] = fmt.Sprint(d.cfg.Rank), fmt.Sprint(d.cfg.World)
 	}
 	var out []string
 	for k, v := range env {
