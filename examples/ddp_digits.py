@@ -1,0 +1,286 @@
+#!/usr/bin/env python3
+"""A small network that grows while several ranks train it, with esperd.
+
+    python examples/ddp_digits.py --ranks 4
+
+starts 4 ranks on this machine, each with its esperd. Under a launcher, which
+says who a rank is, the same file is one rank:
+
+    torchrun --nproc-per-node 4 --no-python esperd exec -- python examples/ddp_digits.py
+
+Every rank trains on its own shard and judges by its own images, so the ranks'
+gates do not always agree. Rank 0's decision is in the log, and every rank's
+network grows by it. At the end the ranks compare stages and weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Mapping, Optional
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "python"))  # for those who have not installed it
+
+import esperd  # noqa: E402
+from flat_allreduce import FlatAllReduce  # noqa: E402
+from growing_net import GrowingSlot, Host, Shard, accuracy  # noqa: E402
+
+BATCH = 32
+PLAN = {"r0c0": ("conv", 1), "r0c1": ("conv", 3), "r0c2": ("idle", 5)}  # slot: blueprint, epoch in which it germinates
+GATES = esperd.Gates(min_training_improvement=2.0, min_blending_epochs=2, min_seed_gradient_ratio=0.01)
+# Of the last slot all gates are open but the one that asks what the seed contributes.
+OPEN = esperd.Gates(min_training_improvement=-100, min_blending_epochs=2, min_seed_gradient_ratio=0)
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description="Grow a network on several ranks.")
+    options.add_argument("--ranks", type=int, default=4, help="ranks to start, where no launcher does")
+    options.add_argument("--epochs", type=int, default=20)
+    options.add_argument("--data-dir", help="for the logs, which replay the run; default: a temporary one")
+    options.add_argument("--json", action="store_true", help="end with a JSON object")
+    args = options.parse_args()
+    if "RANK" in os.environ:
+        return train(args)
+    return start_ranks(args)
+
+
+# The training, on one rank.
+
+
+class Rank:
+    """One rank's model, optimizer and place in the log."""
+
+    def __init__(self, ep: esperd.Client) -> None:
+        torch.manual_seed(0)
+        self.ep = ep
+        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+        self.host = Host().to(self.device)
+        self.ddp = DistributedDataParallel(self.host)  # knows the host's parameters, and no seed's
+        self.host_parameters = list(self.host.parameters())
+        self.optimizer = torch.optim.Adam(self.host_parameters, lr=2e-3)
+        self.shard = Shard(ep.rank, ep.world_size)
+        self.shard.to(self.device)
+        self.decisions: List[esperd.Decision] = []
+        self.gradients: Dict[str, Dict[str, Any]] = {}  # readings, by slot
+        self.place_gradients()
+
+    def seeds(self) -> Dict[str, nn.Module]:
+        return {slot.name: slot.seed for slot in self.host.slots if slot.seed is not None}
+
+    def place_gradients(self) -> None:
+        """Have the seeds' gradients averaged, which DDP does not do."""
+        trained = {f"{slot}.{n}": p for slot, seed in self.seeds().items() for n, p in seed.named_parameters() if p.requires_grad}
+        self.flat = FlatAllReduce(trained)
+
+    def epoch(self, epoch: int) -> float:
+        """Train on the shard once, and return the mean loss."""
+        losses = []
+        for images, labels in self.shard.batches(BATCH, epoch):
+            for p in self.host_parameters:
+                p.grad = None
+            self.flat.zero_grad()
+            loss = nn.functional.cross_entropy(self.ddp(images), labels)
+            loss.backward()
+            self.measure_gradients()
+            self.flat.all_reduce()
+            self.optimizer.step()
+            losses.append(loss.item())
+        return sum(losses) / len(losses)
+
+    def measure_gradients(self) -> None:
+        """Measure the seeds' gradients, which are this rank's own until they are
+        averaged."""
+        host = norm(self.host_parameters)
+        for slot, seed in self.seeds().items():
+            n = norm(seed.parameters())
+            self.gradients[slot] = {"gradient_norm": n, "gradient_ratio": n / max(host, 1e-12), "has_exploding": n > 1e3}
+
+    def observe(self) -> float:
+        """Judge the network, with and without each seed, on this rank's images."""
+        whole = accuracy(self.host, self.shard)
+        for name in self.seeds():
+            slot = self.host.slot(name)
+            readings = {"accuracy": whole, **self.gradients.get(name, {})}
+            if slot.alpha > 0:
+                alpha, slot.alpha = slot.alpha, 0.0
+                readings["contribution"] = whole - accuracy(self.host, self.shard)
+                slot.alpha = alpha
+            self.ep.observe(name, **readings)
+        return whole
+
+    def policy(self, epoch: int, slots: Mapping[str, esperd.Slot]) -> List[esperd.Decision]:
+        """Ask for what should happen next. It looks at nothing but the log, so
+        every rank asks for the same."""
+        decisions = []
+        for name, (blueprint, begin) in PLAN.items():
+            slot = slots[name]
+            ramps_down = slot.controller is not None and slot.controller.mode == "DOWN"
+            if slot.stage == "DORMANT" and epoch >= begin and not slot.germinations:
+                self.ep.germinate(name, blueprint, tempo=3)
+            elif slot.stage in ("GERMINATED", "TRAINING", "BLENDING") and not ramps_down:
+                decisions.append(self.ep.advance(name))
+            elif slot.stage == "HOLDING":
+                decisions.append(self.ep.advance(name, "FOSSILIZED"))
+                if not decisions[-1] and slot.metrics.epochs_in_stage >= 2:
+                    self.ep.schedule_prune(name, ticks=3, curve="COSINE", reason="contributes nothing")
+        self.decisions += decisions
+        return decisions
+
+    def apply(self, fence: esperd.Fence) -> None:
+        """Do to the network what became of the slots in the log."""
+        for change in fence.changes:
+            slot = self.host.slot(change.slot)
+            if change.stage_from == "DORMANT":
+                seed = slot.germinate(fence.slots[change.slot].blueprint, change.seed).to(self.device)
+                self.optimizer.add_param_group({"params": list(seed.parameters())})
+            slot.stage, slot.alpha = change.stage, change.alpha
+            if change.stage == "PRUNED":
+                self.forget(slot)
+            elif slot.seed is not None:
+                for p in slot.seed.parameters():
+                    p.requires_grad_(not change.frozen)
+                    p.grad = None
+        if fence.changes:
+            self.place_gradients()
+
+    def forget(self, slot: GrowingSlot) -> None:
+        """Remove a seed, and what the optimizer knows of it."""
+        gone = set(slot.seed.parameters())
+        self.optimizer.param_groups = [g for g in self.optimizer.param_groups if not gone.intersection(g["params"])]
+        for p in gone:
+            self.optimizer.state.pop(p, None)
+        slot.seed = None
+
+
+def norm(parameters: Iterable[nn.Parameter]) -> float:
+    grads = [p.grad.flatten() for p in parameters if p.grad is not None]
+    return torch.cat(grads).norm().item() if grads else 0.0
+
+
+def train(args: argparse.Namespace) -> int:
+    torch.set_num_threads(1)
+    with ExitStack() as stack:
+        if "ESPERD_SOCKET" not in os.environ:
+            directory = args.data_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="esperd-"))
+            flags = ["--data-dir", os.path.join(directory, f"rank{os.environ['RANK']}"), "--log-level", "warn"]
+            stack.enter_context(esperd.launch(*flags, binary=esperd_binary()))
+        slots = {"r0c0": None, "r0c1": None, "r0c2": esperd.SlotConfig(gates=OPEN, blueprints=("idle",))}
+        ep = stack.enter_context(esperd.connect(slots=slots, gates=GATES, on_fatal=stop))
+        dist.init_process_group("gloo")
+        stack.callback(dist.destroy_process_group)
+        rank, now = Rank(ep), ep.slots()
+        for epoch in range(args.epochs):
+            loss, own = rank.epoch(epoch), rank.observe()
+            decisions = rank.policy(epoch, now)
+            fence = ep.step_epoch(epoch)
+            rank.apply(fence)
+            now = fence.slots
+            told = gather({"accuracy": own, "agreed": [d.agreed for d in decisions]})
+            if ep.rank == 0:
+                report(epoch, loss, told, decisions, fence)
+        stages = {name: slot.stage for name, slot in now.items()}
+        ranks = gather({"stages": stages, "weights": rank.host.digest(), "disagreed": sum(not d.agreed for d in rank.decisions)})
+        if ep.rank == 0:
+            summary(now, ranks, len(rank.decisions), args.json)
+        return 0 if same(ranks) else 1
+
+
+def stop(error: esperd.EsperdError) -> None:
+    """End this rank at once: it may be waiting in a collective for a rank that
+    will not come."""
+    print(error, file=sys.stderr, flush=True)
+    os._exit(13)
+
+
+def gather(mine: Any) -> List[Any]:
+    out: List[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(out, mine)
+    return out
+
+
+def same(ranks: List[Dict[str, Any]]) -> bool:
+    return all((r["stages"], r["weights"]) == (ranks[0]["stages"], ranks[0]["weights"]) for r in ranks)
+
+
+# What it prints.
+
+
+def report(epoch: int, loss: float, told: List[Any], decisions: List[esperd.Decision], fence: esperd.Fence) -> None:
+    print(f"epoch {epoch:2}  loss {loss:.3f}  accuracy of each rank " + " ".join(f"{t['accuracy']:5.1f}" for t in told), flush=True)
+    for i, d in enumerate(decisions):
+        why = d.message or ", ".join(d.checks_failed or d.checks_passed)
+        others = ", ".join(f"rank {r}" for r, t in enumerate(told) if not t["agreed"][i])
+        note = f"; {others} would have said {'no' if d.passed else 'yes'}" if others else ""
+        print(f"          {d.slot}#{d.seed} {d.gate} {'passed' if d.passed else 'failed'}: {why}{note}")
+    for c in fence.changes:
+        stage = c.stage if c.stage == c.stage_from else f"{c.stage_from} -> {c.stage}"
+        print(f"          {c.slot}#{c.seed} {stage}, alpha {c.alpha:.3f}{', frozen' if c.frozen else ''}")
+
+
+def summary(slots: Mapping[str, esperd.Slot], ranks: List[Dict[str, Any]], decisions: int, as_json: bool) -> None:
+    print()
+    for name, slot in slots.items():
+        print(f"{name}  {slot.stage:10}  {slot.blueprint or '-':5}  seeds so far: {slot.germinations}")
+    print(f"{decisions} decisions; verdicts that were not rank 0's: " + ", ".join(f"rank {r}: {t['disagreed']}" for r, t in enumerate(ranks) if r))
+    for r, t in enumerate(ranks):
+        print(f"rank {r}  weights {t['weights'][:12]}")
+    print("stages and weights are the same on every rank" if same(ranks) else "THE RANKS DIFFER")
+    if as_json:
+        print(json.dumps({"same": same(ranks), "decisions": decisions, "ranks": ranks}))
+
+
+# Starting the ranks, where no launcher does.
+
+
+def esperd_binary() -> Optional[str]:
+    built = ROOT / "bin" / "esperd"  # by make build
+    return str(built) if built.exists() and not os.environ.get("ESPERD_BINARY") else None
+
+
+def start_ranks(args: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="esperd-") as directory:
+        env = dict(os.environ, WORLD_SIZE=str(args.ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port(args.ranks)))
+        command = [sys.executable, *sys.argv, *([] if args.data_dir else ["--data-dir", directory])]
+        ranks = [subprocess.Popen(command, env=dict(env, RANK=str(r), LOCAL_RANK=str(r))) for r in range(args.ranks)]
+        try:
+            while any(r.poll() is None for r in ranks):
+                if any(r.poll() for r in ranks):
+                    return 1  # one has failed; the others would wait for it
+                time.sleep(0.05)
+            return max(r.returncode for r in ranks)
+        finally:
+            for r in ranks:
+                r.terminate()
+            for r in ranks:
+                r.wait()
+
+
+def free_port(ranks: int) -> int:
+    """Find a rendezvous port whose esperd ports, 100 above, are free, too."""
+    for port in range(20000 + os.getpid() % 8000, 60000):
+        try:
+            for p in (port, *range(port + 100, port + 100 + ranks)):
+                with socket.socket() as s:
+                    s.bind(("127.0.0.1", p))
+            return port
+        except OSError:
+            continue
+    raise OSError("there is no free port")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

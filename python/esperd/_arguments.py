@@ -1,0 +1,148 @@
+"""From what a trainer passes to what is sent.
+
+Only what cannot be sent is refused here, with a TypeError. Everything else is
+esperd's to judge, so that a refusal is in the log and the same on every rank.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import asdict
+from typing import Any, Dict, Mapping, Optional, Sequence, SupportsFloat, SupportsIndex, Union
+from urllib.parse import quote
+
+from esperd.errors import Refused
+from esperd.values import Gates, SlotConfig
+
+SlotsArgument = Union[Sequence[str], Mapping[str, Optional[SlotConfig]]]
+GatesArgument = Union[Gates, Mapping[str, Any]]
+
+
+class NotGiven:
+    """A reading that is not given: what is known stays."""
+
+    def __repr__(self) -> str:
+        return "<not given>"
+
+
+NOT_GIVEN = NotGiven()
+
+Reading = Union[SupportsFloat, None, NotGiven]
+Flag = Union[bool, None, NotGiven]
+
+_Json = Dict[str, Any]
+
+
+def text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a string, got {type(value).__name__}")
+    return value
+
+
+def name_of(what: str, value: object) -> str:
+    if not text(what, value):
+        raise Refused(f"{what}: expected a name, got an empty string")
+    return str(value)
+
+
+def whole(name: str, value: SupportsIndex) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected a whole number, got {type(value).__name__}") from None
+
+
+def fraction(name: str, value: SupportsFloat) -> Union[float, str]:
+    """Return a number as JSON has it: what is not finite is a string there."""
+    if isinstance(value, str):
+        raise TypeError(f"{name}: expected a number, got a string")
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}: {error}") from None
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf  # type: ignore[operator]  # an int
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def readings_of(**given: Union[Reading, Flag]) -> _Json:
+    out: _Json = {}
+    for name, value in given.items():
+        if isinstance(value, NotGiven):
+            continue
+        if value is None:
+            out[name] = None
+        elif name in _FLAGS:
+            out[name] = bool(value)
+        else:
+            out[name] = fraction(name, value)
+    return out
+
+
+_FLAGS = frozenset(("has_exploding", "has_vanishing", "healthy"))
+
+
+def slot_path(slot: str, operation: str) -> str:
+    return f"/v1/slots/{_segment(slot)}/{operation}"
+
+
+def _segment(slot: str) -> str:
+    name = name_of("slot", slot)
+    if name.isalnum() and name.isascii():
+        return name
+    quoted = quote(name, safe="")
+    return quoted if quoted.strip(".") else quoted.replace(".", "%2E")  # "..", a slot, is no way up
+
+
+def configuration_of(slots: Optional[SlotsArgument], gates: Optional[GatesArgument], auto_forward: Sequence[str]) -> _Json:
+    """Return a model's configuration as a request for a session has it."""
+    out: _Json = {}
+    if slots is not None:
+        out["slots"] = _slots(slots)
+    if gates is not None:
+        out["gates"] = _gates(gates)
+    if auto_forward:
+        out["auto_forward"] = _names("auto_forward", auto_forward)
+    return out
+
+
+def _slots(slots: SlotsArgument) -> Sequence[_Json]:
+    if isinstance(slots, Mapping):
+        return [_slot(name, config) for name, config in slots.items()]
+    return [_slot(name, None) for name in _names("slots", slots)]
+
+
+def _slot(name: str, config: Optional[SlotConfig]) -> _Json:
+    out: _Json = {"name": text("slots", name)}
+    if config is None:
+        return out
+    if config.gates is not None:
+        out["gates"] = _gates(config.gates)
+    if config.auto_forward is not None:
+        out["auto_forward"] = _names("auto_forward", config.auto_forward)
+    if config.blueprints:
+        out["blueprints"] = [{"name": b} for b in _names("blueprints", config.blueprints)]
+    return out
+
+
+def _names(what: str, names: Sequence[str]) -> Sequence[str]:
+    if isinstance(names, str):  # which is a sequence of letters
+        raise TypeError(f"{what}: expected a sequence of names, got the string {names!r}; for one name write [{names!r}]")
+    return [text(what, n) for n in names]
+
+
+def _gates(gates: GatesArgument) -> _Json:
+    if isinstance(gates, Mapping):
+        gates = Gates(**gates)  # names an unknown threshold
+    out = asdict(gates)
+    for name, value in out.items():
+        if name == "permissive":
+            out[name] = bool(value)
+        elif name == "min_blending_epochs":
+            out[name] = whole(name, value)
+        else:
+            out[name] = fraction(name, value)
+    return out

@@ -1,0 +1,199 @@
+"""What a call can raise, and what each error knows.
+
+Every exception carries what esperd answered (an RFC 9457 problem document) as
+attributes, and its text says what was expected, what was found and what to do
+next. Scripts match on the class, or on ``code``, which is never renamed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Optional, Sequence, Tuple, Type
+
+from esperd.values import Fault, Key, LastCall
+
+__all__ = [
+    "ConfigMismatch",
+    "DecisionTimeout",
+    "Diverged",
+    "EsperdError",
+    "MissingCall",
+    "OrderMismatch",
+    "Refused",
+    "RoundFaulted",
+    "Unavailable",
+]
+
+
+class EsperdError(Exception):
+    """The base of all errors of this package.
+
+    Attributes:
+        code: what scripts match on, such as ``"order-mismatch"``; empty for an
+            answer that cannot be read.
+        detail: what was expected, what was found, and what to do next.
+        index: log index of the entry that says so; 0: the call is not in the
+            log, and its number is free.
+        fault: why the round is over, where it is.
+        want, want_site: rank 0's call and where it was made, ``"train.py:80"``.
+        got, got_site: the call that was compared with it, and where it was made.
+        differs: the fields in which ``got`` is not ``want``.
+        last: the last call of each rank, as far as it is known.
+        recent: the last answered calls of this rank, the newest first.
+    """
+
+    code = ""
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: str = "",
+        index: int = 0,
+        fault: Optional[Fault] = None,
+        want: Optional[Key] = None,
+        want_site: str = "",
+        got: Optional[Key] = None,
+        got_site: str = "",
+        differs: Sequence[str] = (),
+        last: Sequence[LastCall] = (),
+        recent: Sequence[LastCall] = (),
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code or type(self).code
+        self.index = index
+        self.fault = fault
+        self.want, self.want_site = want, want_site
+        self.got, self.got_site = got, got_site
+        self.differs: Tuple[str, ...] = tuple(differs)
+        self.last: Tuple[LastCall, ...] = tuple(last)
+        self.recent: Tuple[LastCall, ...] = tuple(recent)
+
+    def __str__(self) -> str:
+        text = f"{self.code}: {self.detail}" if self.code else self.detail
+        for call in self.last:
+            text += f"\n  last of rank {call.rank}: {call}"
+        return text
+
+
+class OrderMismatch(EsperdError):
+    """This rank's call is not the one that rank 0 made under the same number.
+
+    The round is over: every later call on every rank raises
+    :class:`RoundFaulted`. Mend the trainer, then start it again on all ranks.
+    """
+
+    code = "order-mismatch"
+
+
+class MissingCall(EsperdError):
+    """This rank reached a fence without a call that rank 0 made before it.
+
+    The round is over, as after :class:`OrderMismatch`.
+    """
+
+    code = "missing-call"
+
+
+class RoundFaulted(EsperdError):
+    """Another rank did not make rank 0's calls; ``fault`` says which, and where.
+
+    No further call of this round is answered, on any rank, so that none waits
+    in a collective that never completes.
+    """
+
+    code = "round-faulted"
+
+
+class DecisionTimeout(EsperdError):
+    """Rank 0 did not make the call in time (15 minutes, unless esperd is told
+    otherwise), or did not connect. ``esperd ranks`` shows where each rank is."""
+
+    code = "decision-timeout"
+
+
+class Refused(EsperdError):
+    """The call was understood, and is not granted.
+
+    ``code`` is ``"illegal-transition"`` (the seed's stage does not allow it),
+    ``"unknown-slot"``, ``"invalid-input"``, or ``"not-authority"`` (another
+    trainer of this rank has connected, or this is a forked child). With
+    ``index`` above 0 the refusal is in the log, and is the same on all ranks.
+    """
+
+    code = "invalid-input"
+
+
+class ConfigMismatch(EsperdError):
+    """This trainer's rank, world size, run or model is not what esperd or the
+    log has."""
+
+    code = "config-mismatch"
+
+
+class Diverged(EsperdError):
+    """This rank's replica of the log differs from the others' and answers no
+    calls any more. Keep its data directory: it is the evidence."""
+
+    code = "diverged"
+
+
+class Unavailable(EsperdError):
+    """esperd is not there, or cannot answer now.
+
+    The same call may be made again: it keeps its number until it is answered.
+    """
+
+    code = "unavailable"
+
+
+_CLASSES: Dict[str, Type[EsperdError]] = {
+    "order-mismatch": OrderMismatch,
+    "missing-call": MissingCall,
+    "round-faulted": RoundFaulted,
+    "decision-timeout": DecisionTimeout,
+    "not-authority": Refused,
+    "illegal-transition": Refused,
+    "unknown-slot": Refused,
+    "invalid-input": Refused,
+    "config-mismatch": ConfigMismatch,
+    "diverged": Diverged,
+    "unavailable": Unavailable,
+}
+
+_ADVICE = "every rank has to make the same calls in the same order: mend the trainer and connect again on all ranks"
+
+
+def error_of(problem: Dict[str, Any]) -> EsperdError:
+    """Return the exception for a problem document. Raises KeyError, TypeError
+    or ValueError for what is none."""
+    code = problem["type"].rpartition("/")[2]
+    fault, want, got = (problem.get(k) for k in ("fault", "want", "got"))
+    return _CLASSES.get(code, EsperdError)(
+        str(problem["detail"]),
+        code=code,
+        index=problem.get("index", 0),
+        fault=Fault.of(fault) if fault else None,
+        want=Key.of(want) if want else None,
+        want_site=problem.get("want_site", ""),
+        got=Key.of(got) if got else None,
+        got_site=problem.get("got_site", ""),
+        differs=problem.get("differs") or (),
+        last=[LastCall.of(c) for c in problem.get("last") or ()],
+        recent=[LastCall.of(c) for c in problem.get("recent") or ()],
+    )
+
+
+def error_of_fault(f: Fault) -> RoundFaulted:
+    """Return what every later call of a faulted round raises."""
+    what = f"was at {f.got.at(f.got_site)}, where rank 0 made {f.want.at(f.want_site)}"
+    if f.code == "config-mismatch":
+        what = f"configured model {f.got.model} otherwise than rank 0 did"
+    return RoundFaulted(
+        f"round {f.round} is over: rank {f.rank} {what} (entry {f.index}); {_ADVICE}",
+        fault=f,
+        want=f.want,
+        want_site=f.want_site,
+        got=f.got,
+        got_site=f.got_site,
+    )

@@ -1,0 +1,401 @@
+"""The values that calls take and return. All of them are immutable.
+
+Stages, gates, curves and algorithms are their names, as strings:
+
+* stage: DORMANT (an empty slot), GERMINATED, TRAINING, BLENDING, HOLDING,
+  FOSSILIZED, PRUNED, EMBARGOED, RESETTING
+* gate: G0 (to GERMINATED), G1 (TRAINING), G2 (BLENDING), G3 (HOLDING),
+  G5 (FOSSILIZED)
+* curve: LINEAR, COSINE, SIGMOID
+* algorithm: ADD, MULTIPLY, GATE
+
+Accuracies are in percent, contributions and improvements in percentage points,
+alphas from 0 to 1, ramps in ticks (one each epoch step).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+__all__ = [
+    "Change",
+    "Controller",
+    "Decision",
+    "Done",
+    "Fault",
+    "Fence",
+    "Gates",
+    "Key",
+    "LastCall",
+    "Metrics",
+    "Session",
+    "Slot",
+    "SlotConfig",
+    "Verdict",
+]
+
+_Json = Dict[str, Any]
+
+
+def _number(v: Any) -> float:
+    """Read a number of JSON, or one of "NaN", "Infinity" and "-Infinity"."""
+    return float(v)
+
+
+def _measured(v: Any) -> Optional[float]:
+    return None if v is None else float(v)
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Thresholds of a slot's gates. The defaults are esperd's own.
+
+    Attributes:
+        permissive: look at gradient health rather than at what was gained.
+        min_training_improvement: percentage points gained in TRAINING (G2).
+        min_blending_epochs: epochs with an accuracy, in TRAINING (G2) and again
+            in BLENDING (G3).
+        min_seed_gradient_ratio: the seed's gradient norm over the host's (G2).
+        min_gradient_health_for_blending: 0 to 1 (G2, permissive).
+        min_probation_stability: kept for compatibility; no gate reads it.
+    """
+
+    permissive: bool = False
+    min_training_improvement: float = 0.5
+    min_blending_epochs: int = 10
+    min_seed_gradient_ratio: float = 0.10
+    min_gradient_health_for_blending: float = 0.7
+    min_probation_stability: float = 0.95
+
+
+@dataclass(frozen=True)
+class SlotConfig:
+    """Settings of one slot that are not the model's.
+
+    Attributes:
+        gates: None: the model's.
+        auto_forward: gates that an epoch step tries by itself, such as
+            ``("G1", "G3")``. None: the model's.
+        blueprints: names that the slot accepts. Empty: any.
+    """
+
+    gates: Optional[Gates] = None
+    auto_forward: Optional[Tuple[str, ...]] = None
+    blueprints: Tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which call a call is. Call k of every rank must have the same key."""
+
+    op: str
+    call: int  # k, from 0 in each round and model
+    round: int = 0
+    model: str = "main"
+    generation: int = 0
+    fence: int = 0  # fences before it
+    slot: str = ""
+    seed: int = 0  # germination count of the slot
+    epoch: int = -1
+    args: str = ""  # hash of the arguments that are equal on all ranks
+
+    @classmethod
+    def of(cls, d: _Json) -> Key:
+        return cls(**{k: d[k] for k in cls.__dataclass_fields__ if k in d})
+
+    def at(self, site: str) -> str:
+        """Return the call as people read it, with the line that made it."""
+        slot = f" {self.slot}#{self.seed}" if self.slot else ""
+        return f"call {self.call}, {self.op}{slot} epoch {self.epoch}" + (f" at {site}" if site else "")
+
+    def __str__(self) -> str:
+        return self.at("")
+
+
+@dataclass(frozen=True)
+class LastCall:
+    """What a rank did last."""
+
+    rank: int
+    key: Key
+    site: str = ""
+
+    @classmethod
+    def of(cls, d: _Json) -> LastCall:
+        return cls(d["rank"], Key.of(d["key"]), d.get("site", ""))
+
+    def __str__(self) -> str:
+        return self.key.at(self.site)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a round is over: ``rank`` was at ``got`` where rank 0 made ``want``."""
+
+    round: int
+    code: str  # "order-mismatch", "missing-call" or "config-mismatch"
+    rank: int
+    node: str
+    index: int  # of the entry that the rank's call did not fit
+    got: Key
+    want: Key
+    got_site: str = ""
+    want_site: str = ""
+
+    @classmethod
+    def of(cls, d: _Json) -> Fault:
+        return cls(
+            round=d["round"],
+            code=d["code"],
+            rank=d["rank"],
+            node=d["node"],
+            index=d["index"],
+            got=Key.of(d["got"]),
+            want=Key.of(d["want"]),
+            got_site=d.get("got_site", ""),
+            want_site=d.get("want_site", ""),
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One gate result."""
+
+    gate: str
+    passed: bool
+    score: float = 0.0
+    checks_passed: Tuple[str, ...] = ()
+    checks_failed: Tuple[str, ...] = ()
+    message: str = ""
+
+    @classmethod
+    def of(cls, d: _Json) -> Verdict:
+        return cls(d["gate"], d["passed"], _number(d["score"]), tuple(d["checks_passed"]), tuple(d["checks_failed"]), d["message"])
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Rank 0's gate result, the same on every rank. It is true if it passed.
+
+    Attributes:
+        stage: the seed's, after the decision.
+        index: of the log entry.
+        local: this rank's own verdict on its own metrics; None where it cannot
+            be known (of a seed from before this trainer or its esperd was
+            started).
+        agreed: own and decided verdict both passed, or both failed; True where
+            there is no own one.
+    """
+
+    gate: str
+    passed: bool
+    score: float
+    checks_passed: Tuple[str, ...]
+    checks_failed: Tuple[str, ...]
+    message: str
+    slot: str
+    seed: int
+    stage: str
+    index: int
+    local: Optional[Verdict]
+    agreed: bool
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    @classmethod
+    def of(cls, d: _Json) -> Decision:
+        local = d.get("local")
+        return cls(
+            gate=d["gate"],
+            passed=d["passed"],
+            score=_number(d["score"]),
+            checks_passed=tuple(d["checks_passed"]),
+            checks_failed=tuple(d["checks_failed"]),
+            message=d["message"],
+            slot=d["slot"],
+            seed=d["seed"],
+            stage=d["stage"],
+            index=d["index"],
+            local=Verdict.of(local) if local else None,
+            agreed=d["agreed"],
+        )
+
+
+@dataclass(frozen=True)
+class Done:
+    """The answer to a call on a slot that no gate decides."""
+
+    slot: str
+    seed: int
+    stage: str
+    alpha: float
+    index: int
+
+    @classmethod
+    def of(cls, d: _Json) -> Done:
+        return cls(d["slot"], d["seed"], d["stage"], _number(d["alpha"]), d["index"])
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of a slot between two fences, whoever asked for it."""
+
+    slot: str
+    seed: int
+    stage_from: str
+    stage: str
+    alpha_from: float
+    alpha: float
+    frozen: bool  # the seed's parameters are not to be trained: its alpha ramps down
+
+    @classmethod
+    def of(cls, d: _Json) -> Change:
+        return cls(d["slot"], d["seed"], d["from"], d["to"], _number(d["alpha_from"]), _number(d["alpha"]), d["frozen"])
+
+
+@dataclass(frozen=True)
+class Controller:
+    """An alpha ramp: ``done`` of ``total`` ticks from ``start`` to ``target``."""
+
+    alpha: float
+    start: float
+    target: float
+    mode: str  # HOLD, UP or DOWN
+    curve: str
+    steepness: float  # of SIGMOID
+    total: int
+    done: int
+
+    @classmethod
+    def of(cls, d: _Json) -> Controller:
+        alpha, start, target = (_number(d[k]) for k in ("alpha", "start", "target"))
+        return cls(alpha, start, target, d["mode"], d["curve"], _number(d["steepness"]), d["total"], d["done"])
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What rank 0 observed of a seed. None is "not measured"."""
+
+    epochs: int  # with an accuracy
+    epochs_in_stage: int
+    accuracy: float
+    accuracy_best: float
+    accuracy_first: float
+    accuracy_stage: float  # when the stage began
+    gradient_ratio: Optional[float]
+    gradient_norm: Optional[float]
+    gradient_health: Optional[float]
+    has_exploding: Optional[bool]
+    has_vanishing: Optional[bool]
+    contribution: Optional[float]
+    healthy: bool
+
+    @classmethod
+    def of(cls, d: _Json) -> Metrics:
+        return cls(
+            epochs=d["epochs"],
+            epochs_in_stage=d["epochs_in_stage"],
+            accuracy=_number(d["accuracy"]),
+            accuracy_best=_number(d["accuracy_best"]),
+            accuracy_first=_number(d["accuracy_first"]),
+            accuracy_stage=_number(d["accuracy_stage"]),
+            gradient_ratio=_measured(d["gradient_ratio"]),
+            gradient_norm=_measured(d["gradient_norm"]),
+            gradient_health=_measured(d["gradient_health"]),
+            has_exploding=d["has_exploding"],
+            has_vanishing=d["has_vanishing"],
+            contribution=_measured(d["contribution"]),
+            healthy=not d["unhealthy"],
+        )
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A slot and the seed in it, at the caller's last answered call.
+
+    An empty slot is DORMANT; ``seed`` is 0 then, and what follows it in the
+    list of attributes has no value.
+
+    Attributes:
+        germinations: how many seeds the slot has had.
+        seed: the germination count of the seed that is in it.
+        frozen: the seed's parameters are not to be trained: its alpha ramps
+            down.
+    """
+
+    name: str
+    stage: str
+    alpha: float
+    germinations: int
+    seed: int = 0
+    seed_id: str = ""
+    blueprint: str = ""
+    frozen: bool = False
+    algorithm: str = ""
+    controller: Optional[Controller] = None
+    metrics: Optional[Metrics] = None
+
+    @classmethod
+    def of(cls, d: _Json) -> Slot:
+        controller, metrics = d.get("controller"), d.get("metrics")
+        return cls(
+            name=d["name"],
+            stage=d["stage"],
+            alpha=_number(d["alpha"]),
+            germinations=d["germinations"],
+            seed=d.get("seed", 0),
+            seed_id=d.get("seed_id", ""),
+            blueprint=d.get("blueprint", ""),
+            frozen=d.get("frozen", False),
+            algorithm=d.get("algorithm", ""),
+            controller=Controller.of(controller) if controller else None,
+            metrics=Metrics.of(metrics) if metrics else None,
+        )
+
+
+@dataclass(frozen=True)
+class Fence:
+    """The answer to an epoch step or a fence, the same on every rank.
+
+    Attributes:
+        epoch: the last stepped one, -1: none.
+        index: of the log entry.
+        changes: slots whose seed, stage, alpha or frozen flag is another one
+            than at the last fence, in slot order. To be applied now, between
+            two optimizer steps.
+        slots: every slot at this fence, by name, in slot order.
+    """
+
+    epoch: int
+    index: int
+    changes: Tuple[Change, ...]
+    slots: Mapping[str, Slot] = field(repr=False)
+
+    @classmethod
+    def of(cls, d: _Json) -> Fence:
+        return cls(d["epoch"], d["index"], tuple(Change.of(c) for c in d["changes"]), slots_of(d))
+
+
+@dataclass(frozen=True)
+class Session:
+    """Which log and round a client belongs to, as esperd said when it was
+    connected last."""
+
+    run_id: str
+    lineage: str
+    node: str
+    round: int
+    model: str
+    generation: int
+    epoch: int  # the last stepped one then, -1: none
+    index: int  # of the log entry of the last answered call then
+
+    @classmethod
+    def of(cls, d: _Json) -> Session:
+        return cls(**{k: d[k] for k in cls.__dataclass_fields__})
+
+
+def slots_of(d: _Json) -> Dict[str, Slot]:
+    return {s["name"]: Slot.of(s) for s in d["slots"]}
