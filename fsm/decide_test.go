@@ -208,6 +208,7 @@ func TestConfigure(t *testing.T) {
 		}{
 			{func(s []events.SlotConfig) { s[0].Name = "" }, "name of slot 0"},
 			{func(s []events.SlotConfig) { s[0].Name = strings.Repeat("x", 65) }, "64 bytes"},
+			{func(s []events.SlotConfig) { s[0].Name = ".." }, "URL's path"},
 			{func(s []events.SlotConfig) { s[0].Gates.MinSeedGradientRatio = math.NaN() }, "min_seed_gradient_ratio"},
 			{func(s []events.SlotConfig) { s[0].Gates.MinProbationStability = math.Inf(1) }, "min_probation_stability"},
 			{func(s []events.SlotConfig) { s[0].Gates.MinBlendingEpochs = math.MaxInt64 }, "min_blending_epochs"},
