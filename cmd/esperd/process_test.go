@@ -264,6 +264,8 @@ func TestExec(t *testing.T) {
 		"own flags": {[]string{"exec", "--run-id", "r", "--", "echo", "--run-id", "x", "--"}, 0, "--run-id x --\n"},
 		"no dashes": {[]string{"exec", "--run-id", "r", "echo", "--rank", "x"}, 0, "--rank x\n"},
 		"round":     {[]string{"exec", "--round", "again", "--", "sh", "-c", "echo -$ESPERD_ROUND-"}, 0, "-again-\n"},
+		"identity":  {[]string{"exec", "--rank", "0", "--world-size", "1", "--", "sh", "-c", "echo -$ESPERD_RANK/$ESPERD_WORLD_SIZE-"}, 0, "-0/1-\n"},
+		"no flags":  {[]string{"exec", "--", "sh", "-c", "echo -$ESPERD_RANK/$ESPERD_WORLD_SIZE-"}, 0, "-/-\n"},
 		"no round":  {[]string{"exec", "--", "sh", "-c", "echo -$ESPERD_ROUND-"}, 0, "--\n"},
 		"nonesuch":  {[]string{"exec", "--", "nonesuch"}, exitNotFound, ""},
 	} {
