@@ -117,6 +117,9 @@ func noModel(head *fsm.State, name string) *api.Problem {
 	for _, m := range head.Models[:min(shown, len(head.Models))] {
 		names = append(names, m.Name)
 	}
+	if len(head.Models) == 0 {
+		return problemf(events.CodeUnknownSlot, "no trainer has connected yet: the log has no model; look again when one has")
+	}
 	return problemf(events.CodeUnknownSlot, "the log has no model %.64q; it has %d models: [%s]", name, len(head.Models), strings.Join(names, " "))
 }
 

@@ -93,7 +93,7 @@ func containsHost(list []string, address string) bool {
 func (n *Node) addresses() []string {
 	var out []string
 	for _, s := range n.members().Servers {
-		if s.Suffrage == raft.Voter {
+		if s.Suffrage == raft.Voter && s.ID != raft.ServerID(n.id) {
 			out = append(out, string(s.Address))
 		}
 	}

@@ -44,6 +44,7 @@ const (
 	handshakesPending  = 256             // more wait in the kernel's queue
 	acceptBackoffStart = 5 * time.Millisecond
 	acceptBackoffLimit = time.Second
+	troubleEvery       = time.Minute // between two complaints of one host
 )
 
 // ListenOptions say where a node listens for its peers.
@@ -71,6 +72,8 @@ type Listener struct {
 
 	mu    sync.Mutex
 	conns map[*peerConn]struct{} // open ones, both ways; nil: closed
+
+	troubled map[string]time.Time // host -> when it was last complained of
 }
 
 // Listen opens the port and starts accepting.
@@ -196,7 +199,7 @@ func (l *Listener) welcome(raw net.Conn) {
 		linger(raw)
 		_ = c.closeRaw()
 		level := slog.LevelDebug // port scans and health checks
-		if _, ok := errors.AsType[*SecurityError](err); ok {
+		if _, ok := errors.AsType[*SecurityError](err); ok && l.newTrouble(peer) {
 			level = slog.LevelWarn
 		}
 		l.log.Log(l.ctx, level, "refused a connection", "peer", peer, "error", err)
@@ -205,6 +208,25 @@ func (l *Listener) welcome(raw net.Conn) {
 	if !to.deliver(c) {
 		_ = c.Close()
 	}
+}
+
+// newTrouble reports whether a host is to be complained of again: it comes back
+// every half second.
+func (l *Listener) newTrouble(peer string) bool {
+	host, _, err := net.SplitHostPort(peer)
+	if err != nil {
+		host = peer
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if last, known := l.troubled[host]; known && time.Since(last) < troubleEvery {
+		return false
+	}
+	if l.troubled == nil || len(l.troubled) >= handshakesPending {
+		l.troubled = map[string]time.Time{}
+	}
+	l.troubled[host] = time.Now()
+	return true
 }
 
 // linger lets the peer read why it was refused: closing with bytes unread
@@ -287,19 +309,19 @@ func (l *Listener) dial(ctx context.Context, addr string, first byte) (net.Conn,
 	host, wanted := splitAddress(addr)
 	raw, err := d.DialContext(ctx, "tcp", host)
 	if err != nil {
-		return nil, fmt.Errorf("cannot reach peer %s: %w", addr, err)
+		return nil, fmt.Errorf("cannot reach peer %s: %w", host, err)
 	}
 	c, err := l.track(raw)
 	if err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.closeRaw() })
-	err = l.greet(c, addr, first)
+	err = l.greet(c, host, first)
 	if err == nil {
 		err = l.ask(c, host, wanted)
 	}
 	if !stop() {
-		err = fmt.Errorf("connection with peer %s: %w", addr, ctx.Err()) // the cause of whatever greet saw
+		err = fmt.Errorf("connection with peer %s: %w", host, ctx.Err()) // the cause of whatever greet saw
 	}
 	if err == nil {
 		err = c.SetDeadline(time.Time{})

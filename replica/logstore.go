@@ -38,6 +38,9 @@ func openLogStore(kind string, dir string, noFsync bool) (raft.LogStore, raft.St
 	var s logStore
 	var err error
 	var name string
+	if err := otherStore(kind, dir); err != nil {
+		return nil, nil, nil, err
+	}
 	switch kind {
 	case logStoreBolt:
 		name = filepath.Join(dir, "raft.db")
@@ -55,6 +58,17 @@ func openLogStore(kind string, dir string, noFsync bool) (raft.LogStore, raft.St
 		return nil, nil, nil, errors.Join(damaged(name, err), s.Close())
 	}
 	return s, s, s, nil
+}
+
+// otherStore refuses a directory whose log is in the other store: beside it, an
+// empty one would look like a log that was lost.
+func otherStore(kind, dir string) error {
+	for other, name := range map[string]string{logStoreBolt: "raft.db", logStoreWAL: "wal"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err == nil && other != kind {
+			return fmt.Errorf("the log in %s was written with --log-store %s, expected %s: start with --log-store %[2]s, or use another --data-dir", dir, other, kind)
+		}
+	}
+	return nil
 }
 
 type logStore interface {

@@ -129,3 +129,15 @@ func TestBoltStoreAfterACrashWhileCreating(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "raft.db.tmp"), []byte("half"), 0o600))
 	fillLogStore(t, logStoreBolt, dir)
 }
+
+// A directory written with one store is not an empty one for the other.
+func TestOtherLogStore(t *testing.T) {
+	for kind, other := range map[string]string{logStoreBolt: logStoreWAL, logStoreWAL: logStoreBolt} {
+		dir := t.TempDir()
+		_, _, c, err := openLogStore(kind, dir, true)
+		require.NoError(t, err)
+		require.NoError(t, c.Close())
+		_, _, _, err = openLogStore(other, dir, true)
+		require.ErrorContains(t, err, "was written with --log-store "+kind)
+	}
+}

@@ -151,6 +151,9 @@ func (n *Node) start() error {
 	if n.machine, err = newMachine(n.log, n.history); err != nil {
 		return err
 	}
+	if err := n.checkWorld(n.machine.state()); err != nil {
+		return err
+	}
 	n.machine.joined = n.onJoined
 	n.machine.applied = n.onApplied
 	n.machine.rebased = n.onRebased
@@ -301,6 +304,19 @@ func (n *Node) mustRestore(snapshots raft.SnapshotStore) (bool, error) {
 	}
 	h, _ := n.machine.now()
 	return len(list) > 0 && list[0].Index > h.raftIndex, nil
+}
+
+// checkWorld refuses a directory that is of a world of another size: without a
+// run id every job would use the same one.
+func (n *Node) checkWorld(s *fsm.State) error {
+	had := uint64(len(s.Round.Members))
+	if had == 0 && (len(s.Nodes) == 1) != (n.cfg.World == 1) {
+		had = uint64(len(s.Nodes)) // no trainer has connected yet
+	}
+	if had == 0 || had == n.cfg.World {
+		return nil
+	}
+	return errorf(events.CodeConfigMismatch, "data directory %s is of run %q with %d ranks, this node is one of %d: give the new job a --run-id (ESPERD_RUN_ID) of its own, or another --data-dir, or move this directory aside", n.cfg.Dir.Path(""), s.Run, had, n.cfg.World)
 }
 
 // onJoined is called once the log's identity is known here.

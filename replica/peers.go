@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -182,8 +183,11 @@ func (p *httpPeers) Call(ctx context.Context, addr, method string, req, resp any
 	}
 	r.Header.Set("Content-Type", peerContentType)
 	a, err := p.client.Do(r)
+	if failed, ok := errors.AsType[*url.Error](err); ok {
+		err = failed.Err // without the URL, whose host is the name of a pool
+	}
 	if err != nil {
-		return fmt.Errorf("peer %s, method %s: %w", addr, method, err)
+		return fmt.Errorf("peer %s, method %s: %w", hostOf(addr), method, err)
 	}
 	defer a.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(a.Body, peerBodyBytesMax+1))

@@ -194,5 +194,5 @@ func writeKept(w io.Writer, command, dir string, kept []keptRank) {
 	for _, c := range []string{"status", "slots", "ranks", "events --limit 20"} {
 		fmt.Fprintf(w, "  %s %s --socket %s\n", command, c, kept[0].Socket)
 	}
-	fmt.Fprintf(w, "Rank N's socket is %s/rankN/%s. Stop them:\n  kill %s && rm -r %s\n", dir, socketName, strings.Join(pids, " "), dir)
+	fmt.Fprintf(w, "Rank N's socket is %s/rankN/%s. Stop them:\n  kill %s && sleep 2 && rm -rf %s\n", dir, socketName, strings.Join(pids, " "), dir)
 }

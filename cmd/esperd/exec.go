@@ -24,7 +24,7 @@ type execCmd struct {
 
 // Help says more than the flags do.
 func (*execCmd) Help() string {
-	return "The command finds its esperd by ESPERD_SOCKET, ESPERD_DATA_DIR and ESPERD_RUN_ID. It gets every signal that esperd exec gets (on a terminal, SIGINT, SIGQUIT and SIGHUP from the terminal itself), and on Linux SIGTERM when esperd exec is killed. Its exit status (128 + N after signal N) is esperd's own."
+	return "The command finds its esperd by ESPERD_SOCKET, ESPERD_DATA_DIR and, where it is known at the start, ESPERD_RUN_ID. It gets every signal that esperd exec gets (on a terminal, SIGINT, SIGQUIT and SIGHUP from the terminal itself), and on Linux SIGTERM when esperd exec is killed. Its exit status (128 + N after signal N) is esperd's own."
 }
 
 func (c *execCmd) Run(a *app) error {

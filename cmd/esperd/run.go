@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"time"
 )
@@ -52,6 +53,9 @@ func (d *daemon) announce() {
 	d.log.Info("esperd is up", append(attrs, "from", c.From)...)
 	for _, w := range d.dir.Warnings() {
 		d.log.Warn(w)
+	}
+	if host, _, err := net.SplitHostPort(c.AdminListen); err == nil && host != "localhost" && !net.ParseIP(host).IsLoopback() {
+		d.log.Warn("the admin door answers anybody who reaches it: it is read-only and asks for no credentials", "admin_listen", c.AdminListen)
 	}
 }
 

@@ -93,7 +93,7 @@ func (f *targetFlags) askFor(ctx context.Context, a *app, look func(context.Cont
 	defer admin.Close()
 	err = look(ctx, admin)
 	if unreachable, ok := errors.AsType[*url.Error](err); ok && ctx.Err() == nil {
-		return fmt.Errorf("no esperd answers at %s (from %s): %w: start it, or name another with --socket, --data-dir or --url", t.address, t.from, unreachable.Err)
+		return fmt.Errorf("no esperd answers at %s (from %s): %w: start it, or name another with --socket, --data-dir or --url, or its run with ESPERD_RUN_ID", t.address, t.from, unreachable.Err)
 	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return fmt.Errorf("the esperd at %s (from %s) did not answer within %s: is its process stopped?", t.address, t.from, answerMax)
