@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -73,7 +74,7 @@ type Listener struct {
 	mu    sync.Mutex
 	conns map[*peerConn]struct{} // open ones, both ways; nil: closed
 
-	troubled map[string]time.Time // host -> when it was last complained of
+	troubled map[string]time.Time // complaint of a host -> when it was last made
 }
 
 // Listen opens the port and starts accepting.
@@ -199,7 +200,7 @@ func (l *Listener) welcome(raw net.Conn) {
 		linger(raw)
 		_ = c.closeRaw()
 		level := slog.LevelDebug // port scans and health checks
-		if _, ok := errors.AsType[*SecurityError](err); ok && l.newTrouble(peer) {
+		if s, ok := errors.AsType[*SecurityError](err); ok && l.newTrouble(peer, s.Text) {
 			level = slog.LevelWarn
 		}
 		l.log.Log(l.ctx, level, "refused a connection", "peer", peer, "error", err)
@@ -210,22 +211,23 @@ func (l *Listener) welcome(raw net.Conn) {
 	}
 }
 
-// newTrouble reports whether a host is to be complained of again: it comes back
-// every half second.
-func (l *Listener) newTrouble(peer string) bool {
+// newTrouble reports whether this is to be complained of again: the host comes
+// back every half second, each time from another port.
+func (l *Listener) newTrouble(peer, text string) bool {
 	host, _, err := net.SplitHostPort(peer)
 	if err != nil {
 		host = peer
 	}
+	what := strings.ReplaceAll(text, peer, host)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if last, known := l.troubled[host]; known && time.Since(last) < troubleEvery {
+	if last, known := l.troubled[what]; known && time.Since(last) < troubleEvery {
 		return false
 	}
 	if l.troubled == nil || len(l.troubled) >= handshakesPending {
 		l.troubled = map[string]time.Time{}
 	}
-	l.troubled[host] = time.Now()
+	l.troubled[what] = time.Now()
 	return true
 }
 

@@ -151,9 +151,6 @@ func (n *Node) start() error {
 	if n.machine, err = newMachine(n.log, n.history); err != nil {
 		return err
 	}
-	if err := n.checkWorld(n.machine.state()); err != nil {
-		return err
-	}
 	n.machine.joined = n.onJoined
 	n.machine.applied = n.onApplied
 	n.machine.rebased = n.onRebased
@@ -175,6 +172,9 @@ func (n *Node) start() error {
 	n.raft, err = raft.NewRaft(conf, n.machine, n.anchor, &patientStable{StableStore: stores.Stable, log: n.log, done: n.ctx.Done()}, snapshots, n.net.Transport())
 	if err != nil {
 		return fmt.Errorf("starting raft in %s: %w", n.cfg.Dir.Path(""), err)
+	}
+	if err := n.checkWorld(n.machine.state()); err != nil {
+		return errors.Join(err, n.raft.Shutdown().Error())
 	}
 	n.running.Store(n.raft)
 	if s := n.machine.state(); s.Lineage != "" {
@@ -310,8 +310,9 @@ func (n *Node) mustRestore(snapshots raft.SnapshotStore) (bool, error) {
 // run id every job would use the same one.
 func (n *Node) checkWorld(s *fsm.State) error {
 	had := uint64(len(s.Round.Members))
-	if had == 0 && (len(s.Nodes) == 1) != (n.cfg.World == 1) {
-		had = uint64(len(s.Nodes)) // no trainer has connected yet
+	servers := uint64(len(n.members().Servers))
+	if had == 0 && servers > 0 && (servers == 1) != (n.cfg.World == 1) {
+		had = servers // no trainer has connected yet
 	}
 	if had == 0 || had == n.cfg.World {
 		return nil

@@ -47,19 +47,18 @@ func anotherRun(t *testing.T) {
 }
 
 // anotherWorld: a log that was trained with so many ranks is not trained with
-// more.
+// more, and neither is its directory joined to another world.
 func anotherWorld(t *testing.T) {
 	w := startWorld(t, 1)
 	c := newCaller(w.nodes[0])
 	status, answer := c.connect(nil)
 	require.Equal(t, http.StatusOK, status, "%s", answer)
+	status, answer = c.connect(fields{"world_size": 2, "incarnation": strings.Repeat("02", 16)})
+	problem(t, status, answer, http.StatusConflict, events.CodeConfigMismatch, "2", "1")
 	w.terminate()
 	n := w.nodes[0]
-	n.args = append(with(n.args, "--world-size", "2"), "--join", "127.0.0.1:"+n.port)
-	n.start()
-	eventually(t, "an answer", func() error { _, err := n.state(); return err })
-	status, answer = c.connect(fields{"world_size": 2, "incarnation": strings.Repeat("02", 16)})
-	problem(t, status, answer, http.StatusConflict, events.CodeConfigMismatch, "world size is 2", "trained with 1 rank", "start a new run")
+	says(t, refuses(t, 1, w.dir, append([]string{"run"}, append(with(n.args, "--world-size", "2"), "--join", "127.0.0.1:"+n.port)...)...),
+		n.dir, "with 1 ranks", "one of 2", "ESPERD_RUN_ID", "--data-dir")
 }
 
 // badClaims: a node that contradicts a world that is training does not become
