@@ -12,7 +12,7 @@
 //	entry.go       Entry, Key, Digest
 //	event.go       the events
 //	codec.go       writing them: CBOR Core Deterministic Encoding (RFC 8949, 4.2.1)
-//	decode.go      reading them, strictly
+//	decode.go      reading them, strictly; decode_items.go the items of CBOR
 //	json.go        events as people and scripts read them
 //	chain.go       the hash chain over encoded entries
 //	history.go     the store that keeps every entry on every node; history_*.go its
