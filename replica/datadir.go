@@ -164,9 +164,6 @@ func (d *DataDir) Node() events.NodeID { return d.now().Node }
 // Boots is how often the directory was opened, this time counted.
 func (d *DataDir) Boots() uint64 { return d.now().Boots }
 
-// Created is when the directory got its node.
-func (d *DataDir) Created() time.Time { return d.now().Created }
-
 // Path is where name lies in the directory.
 func (d *DataDir) Path(name string) string { return filepath.Join(d.path, name) }
 

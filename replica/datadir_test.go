@@ -27,7 +27,7 @@ func TestDataDirKeepsItsNodeAndCountsBoots(t *testing.T) {
 	node := d.Node()
 	require.Regexp(t, nodeIDPattern, string(node))
 	require.EqualValues(t, 1, d.Boots())
-	require.WithinRange(t, d.Created(), time.Unix(1, 0), time.Now().Add(time.Hour))
+	require.WithinRange(t, d.now().Created, time.Unix(1, 0), time.Now().Add(time.Hour))
 	require.Equal(t, filepath.Join(path, "raft"), d.Path("raft"))
 	info, err := os.Stat(path)
 	require.NoError(t, err)

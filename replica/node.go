@@ -154,7 +154,7 @@ func (n *Node) start() error {
 	n.machine.joined = n.onJoined
 	n.machine.applied = n.onApplied
 	n.machine.rebased = n.onRebased
-	n.nudge = newNudger(n.net.Transport(), raft.ServerID(n.id), raft.ServerAddress(n.net.Addr()), raft.ProtocolVersionMax, n.log, time.Millisecond)
+	n.nudge = newNudger(n.net.Transport(), raft.ServerID(n.id), raft.ServerAddress(n.net.Addr()), n.log, time.Millisecond)
 
 	snapshots, err := n.anchorLog(stores)
 	if err != nil {

@@ -70,11 +70,11 @@ type nudgePeer struct {
 
 // newNudger starts without followers. wait is how long to leave a follower that
 // has not stored an entry before telling it again: about as long as that takes.
-func newNudger(trans raft.Transport, id raft.ServerID, addr raft.ServerAddress, protocol raft.ProtocolVersion, log *slog.Logger, wait time.Duration) *nudger {
+func newNudger(trans raft.Transport, id raft.ServerID, addr raft.ServerAddress, log *slog.Logger, wait time.Duration) *nudger {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &nudger{
 		trans:  trans,
-		header: raft.RPCHeader{ProtocolVersion: protocol, ID: []byte(id), Addr: trans.EncodePeer(id, addr)},
+		header: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(id), Addr: trans.EncodePeer(id, addr)},
 		log:    log,
 		wait:   wait,
 		ctx:    ctx,

@@ -17,7 +17,7 @@ func nudgingCluster(t *testing.T, nudging bool) (c *testCluster, stop func()) {
 	c = startCluster(t, 3, time.Hour)
 	var nudgers []*nudger
 	for i, r := range c.rafts {
-		n := newNudger(c.nodes[i].Transport(), raft.ServerID(memAddr(i)), raft.ServerAddress(memAddr(i)), raft.ProtocolVersionMax, discard, time.Millisecond)
+		n := newNudger(c.nodes[i].Transport(), raft.ServerID(memAddr(i)), raft.ServerAddress(memAddr(i)), discard, time.Millisecond)
 		nudgers = append(nudgers, n)
 		if nudging {
 			c.fsms[i].applied = func(l *raft.Log) {
@@ -109,7 +109,7 @@ func TestNudgeAfterLeadershipMoved(t *testing.T) {
 		newTerm := c.rafts[next].CurrentTerm()
 		require.Greater(t, newTerm, term)
 
-		late := newNudger(c.nodes[old].Transport(), raft.ServerID(memAddr(old)), raft.ServerAddress(memAddr(old)), raft.ProtocolVersionMax, discard, time.Millisecond)
+		late := newNudger(c.nodes[old].Transport(), raft.ServerID(memAddr(old)), raft.ServerAddress(memAddr(old)), discard, time.Millisecond)
 		late.Applied(index, term, c.rafts[old].GetConfiguration().Configuration().Servers)
 		time.Sleep(time.Minute)
 		late.Close()
@@ -168,7 +168,7 @@ func TestNudgerResends(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := &scriptedTransport{answer: c.answer, start: time.Now()}
-				n := newNudger(s, "me", "a0", 3, discard, time.Millisecond)
+				n := newNudger(s, "me", "a0", discard, time.Millisecond)
 				n.Applied(9, 4, followers)
 				time.Sleep(time.Minute)
 				n.Close()
@@ -190,7 +190,7 @@ func TestNudgerCoalesces(t *testing.T) {
 			time.Sleep(time.Second)
 			return raft.AppendEntriesResponse{Success: true}, nil
 		}}
-		n := newNudger(s, "me", "a0", 3, discard, time.Millisecond)
+		n := newNudger(s, "me", "a0", discard, time.Millisecond)
 		followers := []raft.Server{{ID: "peer", Address: "a1"}}
 		n.Applied(1, 4, followers)
 		synctest.Wait()
@@ -217,7 +217,7 @@ func TestNudgerPrefersTheNewest(t *testing.T) {
 		s := &scriptedTransport{start: time.Now(), answer: func(n int) (raft.AppendEntriesResponse, error) {
 			return raft.AppendEntriesResponse{Success: n == 2}, nil
 		}}
-		n := newNudger(s, "me", "a0", 3, discard, time.Hour)
+		n := newNudger(s, "me", "a0", discard, time.Hour)
 		followers := []raft.Server{{ID: "peer", Address: "a1"}}
 		n.Applied(1, 4, followers)
 		synctest.Wait()

@@ -1,6 +1,7 @@
 // Package determinism keeps the promise of package fsm: any two builds on any
 // two processors that apply the same log have the same state.
 //
+//	look_test.go      what is an offence in one instruction
 //	walk_test.go      walks everything that a function reaches in a module, and
 //	                  names what may differ between builds, processors or runs
 //	apply_test.go     fsm.Apply reaches none of that

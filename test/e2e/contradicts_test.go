@@ -13,6 +13,7 @@ import (
 
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/test/internal/testesperd"
 )
 
 // with returns flags with some of their values changed.
@@ -67,7 +68,7 @@ func badClaims(t *testing.T) {
 	w := startWorld(t, 2)
 	l := w.train()
 	l.progress(1)
-	first, ports := w.nodes[0], []string{freePort(t), freePort(t), freePort(t)}
+	first, ports := w.nodes[0], []string{testesperd.FreePort(t), testesperd.FreePort(t), testesperd.FreePort(t)}
 	here := func(i int, rank string, changed ...string) []string {
 		name := filepath.Join(w.dir, fmt.Sprintf("claim%d", i))
 		return append([]string{"run"}, with(w.nodes[1].args, append([]string{"--rank", rank, "--listen", "127.0.0.1:" + ports[i], "--data-dir", name, "--socket", name + ".s"}, changed...)...)...)
@@ -113,7 +114,7 @@ func badSecrets(t *testing.T) {
 	} {
 		data := filepath.Join(w.dir, stranger.name)
 		log := data + ".log"
-		p := start(t, w.dir, log, append(with(args, "--data-dir", data, "--socket", fmt.Sprintf("%s/x%d", w.dir, i), "--listen", "127.0.0.1:"+freePort(t)), stranger.secret...)...)
+		p := start(t, w.dir, log, append(with(args, "--data-dir", data, "--socket", fmt.Sprintf("%s/x%d", w.dir, i), "--listen", "127.0.0.1:"+testesperd.FreePort(t)), stranger.secret...)...)
 		t.Cleanup(p.end)
 		awaitLog(t, first.logFile, append(stranger.world, `"level":"WARN"`, "does not hold this job's secret", "--secret-file")...)
 		awaitLog(t, log, append(stranger.there, "127.0.0.1:"+first.port)...)

@@ -5,14 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -31,27 +27,6 @@ func tempDir(t *testing.T) string {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	return dir
-}
-
-var nextPort atomic.Int64
-
-// freePort finds a loopback port below the range that systems give out by
-// themselves. No two tests of this process get the same one.
-func freePort(t *testing.T) string {
-	t.Helper()
-	const low, span = 20000, 12000
-	nextPort.CompareAndSwap(0, 1+rand.Int64N(span))
-	for range span {
-		port := strconv.FormatInt(low+nextPort.Add(1)%span, 10)
-		l, err := net.Listen("tcp", "127.0.0.1:"+port)
-		if err != nil {
-			continue
-		}
-		require.NoError(t, l.Close())
-		return port
-	}
-	t.Fatal("no free port on loopback")
-	return ""
 }
 
 // command prepares an esperd in a home of its own.

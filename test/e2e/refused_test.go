@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/esperd/esperd/test/internal/testesperd"
 )
 
 // badSettings: esperd does not start, and says which setting is wrong.
@@ -79,7 +81,7 @@ func placesInUse(t *testing.T) {
 // log, so that is not done by accident.
 func exposure(t *testing.T) {
 	dir := tempDir(t)
-	data, address := filepath.Join(dir, "data"), "0.0.0.0:"+freePort(t)
+	data, address := filepath.Join(dir, "data"), "0.0.0.0:"+testesperd.FreePort(t)
 	says(t, refuses(t, 1, dir, "run", "--data-dir", data, "--listen", address),
 		"refusing to listen on "+address+" without a secret", "--secret-file", "--insecure")
 	says(t, refuses(t, 1, dir, "run", "--data-dir", data, "--rank", "0", "--world-size", "2", "--join", "192.0.2.1"),

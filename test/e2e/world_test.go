@@ -18,6 +18,7 @@ import (
 
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/client"
+	"github.com/esperd/esperd/test/internal/testesperd"
 )
 
 // A world is one esperd for each rank.
@@ -46,7 +47,7 @@ func newWorld(t *testing.T, size int) *world {
 	w := &world{t: t, dir: tempDir(t)}
 	w.secret = newSecret(t, w.dir, "secret")
 	for rank := range size {
-		n := &node{w: w, rank: rank, port: freePort(t), logFile: filepath.Join(w.dir, fmt.Sprintf("rank%d.log", rank))}
+		n := &node{w: w, rank: rank, port: testesperd.FreePort(t), logFile: filepath.Join(w.dir, fmt.Sprintf("rank%d.log", rank))}
 		n.dir = filepath.Join(w.dir, fmt.Sprintf("rank%d", rank))
 		n.socket = filepath.Join(w.dir, fmt.Sprintf("s%d", rank))
 		w.nodes = append(w.nodes, n)
@@ -214,18 +215,6 @@ func unsettled(states []*api.State) error {
 		}
 	}
 	return nil
-}
-
-// voters are the ranks that vote.
-func (w *world) voters() []int {
-	w.t.Helper()
-	var out []int
-	for _, n := range w.nodes {
-		if n.mustState().Voter {
-			out = append(out, n.rank)
-		}
-	}
-	return out
 }
 
 // inParallel does something for each node at once and waits for all.

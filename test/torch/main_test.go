@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/esperd/esperd/test/internal/testesperd"
 )
 
 // binary is the esperd under test, root the repository.
@@ -23,27 +25,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	if given := os.Getenv("ESPERD_BINARY"); given != "" {
-		if binary, err = filepath.Abs(given); err != nil {
-			fmt.Fprintln(os.Stderr, "ESPERD_BINARY:", err)
-			return 1
-		}
-		return m.Run()
-	}
-	dir, err := os.MkdirTemp("", "esperd-torch-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "esperd")
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", binary, "github.com/esperd/esperd/cmd/esperd")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "building esperd:", err)
-		return 1
-	}
-	return m.Run()
+	return testesperd.Main(m, &binary)
 }
 
 // needPython returns the interpreter, which is Debian's where there is one: it

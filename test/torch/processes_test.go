@@ -8,13 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -23,31 +20,11 @@ import (
 
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/client"
+	"github.com/esperd/esperd/test/internal/testesperd"
 )
 
 // patience is how long anything may take that has to happen at all.
 const patience = 90 * time.Second
-
-var nextPort atomic.Int64
-
-// freePort finds a loopback port below the range that systems give out by
-// themselves.
-func freePort(t *testing.T) string {
-	t.Helper()
-	const low, span = 20000, 12000
-	nextPort.CompareAndSwap(0, 1+rand.Int64N(span))
-	for range span {
-		port := strconv.FormatInt(low+nextPort.Add(1)%span, 10)
-		l, err := net.Listen("tcp", "127.0.0.1:"+port)
-		if err != nil {
-			continue
-		}
-		require.NoError(t, l.Close())
-		return port
-	}
-	t.Fatal("no free port on loopback")
-	return ""
-}
 
 // environment is what a process is told, beside what the test adds.
 func environment(home string, more ...string) []string {
@@ -78,7 +55,7 @@ func startJob(t *testing.T, n int) *job {
 	require.NoError(t, err)
 	j := &job{t: t, dir: dir, n: n}
 	ctx, end := context.WithCancel(context.Background())
-	first := freePort(t)
+	first := testesperd.FreePort(t)
 	var running []*exec.Cmd
 	t.Cleanup(func() {
 		end()
@@ -93,7 +70,7 @@ func startJob(t *testing.T, n int) *job {
 	for rank := range n {
 		port := first
 		if rank > 0 {
-			port = freePort(t)
+			port = testesperd.FreePort(t)
 		}
 		r := strconv.Itoa(rank)
 		args := []string{"run", "--rank", r, "--world-size", strconv.Itoa(n), "--run-id", "torch", "--log-format", "json", "--listen", "127.0.0.1:" + port,
@@ -212,7 +189,7 @@ func ranksFor(t *testing.T, limit time.Duration, python string, n int, name, way
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	cmd := group(exec.CommandContext(ctx, python, filepath.Join("workers", "ranks.py"), name, way, dir))
-	cmd.Env = environment(dir, append(env, "RANKS="+strconv.Itoa(n), "MASTER_PORT="+freePort(t), fmt.Sprintf("HANG_MAX_S=%.0f", limit.Seconds()*2/3))...)
+	cmd.Env = environment(dir, append(env, "RANKS="+strconv.Itoa(n), "MASTER_PORT="+testesperd.FreePort(t), fmt.Sprintf("HANG_MAX_S=%.0f", limit.Seconds()*2/3))...)
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, ctx.Err(), "%s %s does not end\n%s", name, way, out)
 	require.NoError(t, err, "%s", out)
