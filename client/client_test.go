@@ -211,6 +211,34 @@ func TestWhatWasReturnedStaysAsItWas(t *testing.T) {
 	require.Equal(t, events.StageGerminated, fence.Slots[0].Stage)
 }
 
+// A whole life through the client: grown by the trainer's own verdicts, turned
+// down half, then ramped away.
+func TestRamps(t *testing.T) {
+	c := newEsperd(t, doortest.New("run-1", 1).Node(0)).connect(0, 1)
+	ctx := testContext(t)
+	_, err := c.Germinate(ctx, "r0c0", api.GerminateRequest{Blueprint: "conv", Tempo: new(int64(1))})
+	require.NoError(t, err)
+	for _, gate := range []events.Gate{events.G1, events.G2} {
+		d, err := c.Verdict(ctx, "r0c0", events.Verdict{Gate: gate, Passed: true})
+		require.NoError(t, err)
+		require.True(t, d.Passed)
+	}
+	fence, err := c.StepEpoch(ctx, 0)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, fence.Slots[0].Alpha)
+	_, err = c.AlphaTarget(ctx, "r0c0", api.AlphaTargetRequest{Target: 0.5, Ticks: 1})
+	require.NoError(t, err)
+	fence, err = c.StepEpoch(ctx, 1)
+	require.NoError(t, err)
+	require.EqualValues(t, 0.5, fence.Slots[0].Alpha)
+	_, err = c.SchedulePrune(ctx, "r0c0", api.SchedulePruneRequest{Ticks: 1, Reason: "enough"})
+	require.NoError(t, err)
+	fence, err = c.StepEpoch(ctx, 2)
+	require.NoError(t, err)
+	require.Equal(t, events.StagePruned, fence.Slots[0].Stage)
+	require.EqualValues(t, 0, fence.Slots[0].Alpha)
+}
+
 func TestProblemsAreErrorsOfTheirCode(t *testing.T) {
 	log := doortest.New("run-1", 1)
 	c := newEsperd(t, log.Node(0)).connect(0, 1)
