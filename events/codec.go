@@ -112,8 +112,8 @@ func Decode(b []byte) (*Entry, error) {
 	if d.at != len(b) {
 		return nil, fmt.Errorf("entry: %w", d.errorf("%d bytes follow it", len(b)-d.at))
 	}
-	if e.Version == 0 {
-		return nil, fmt.Errorf("entry: %w", d.errorf("version 0"))
+	if since := VersionOf(e); e.Version < since { // builds that know e.Version could not read it
+		return nil, fmt.Errorf("entry: %w", d.errorf("version %d, but what it holds is of version %d", e.Version, since))
 	}
 	return e, nil
 }
@@ -140,14 +140,17 @@ func peekVersion(b []byte) (uint64, bool) {
 // The closed vocabularies that are strings: decoding refuses any other.
 var (
 	gateNames = []Gate{G0, G1, G2, G3, G5}
-	opNames   = []Op{OpConfigure, OpGerminate, OpAdvance, OpVerdict, OpPrune, OpSchedulePrune, OpAlphaTarget, OpStepEpoch, OpFence}
+	opNames   = []Op{OpConfigure, OpGerminate, OpAdvance, OpVerdict, OpPrune, OpSchedulePrune, OpAlphaTarget, OpStepEpoch, OpFence, OpReset}
 	codeNames = []Code{CodeOrderMismatch, CodeMissingCall, CodeRoundFaulted, CodeDecisionTimeout, CodeNotAuthority,
 		CodeIllegalTransition, CodeUnknownSlot, CodeConfigMismatch, CodeMarkMismatch, CodeInvalidInput, CodeDiverged, CodeUnavailable}
 
+	actionNames = []Action{ActionPrune}
+
 	vocabulary = map[reflect.Type]map[string]string{
-		reflect.TypeFor[Gate](): nameSet(gateNames),
-		reflect.TypeFor[Op]():   nameSet(opNames),
-		reflect.TypeFor[Code](): nameSet(codeNames),
+		reflect.TypeFor[Action](): nameSet(actionNames),
+		reflect.TypeFor[Gate]():   nameSet(gateNames),
+		reflect.TypeFor[Op]():     nameSet(opNames),
+		reflect.TypeFor[Code]():   nameSet(codeNames),
 	}
 )
 

@@ -16,9 +16,10 @@ const (
 	KindCall       Kind = 4 // one numbered call of rank 0: decided or refused
 	KindReport     Kind = 5 // what ranks told the leader; touches no slot
 	KindFault      Kind = 6 // the round is over: ranks did not make the same calls
+	KindRequest    Kind = 7 // somebody asks for something at the next fence
 )
 
-var kindNames = []string{"", "found", "membership", "round", "call", "report", "fault"}
+var kindNames = []string{"", "found", "membership", "round", "call", "report", "fault", "request"}
 
 // String returns the kind's name.
 func (k Kind) String() string { return enumName(kindNames, uint8(k), "Kind") }
@@ -100,6 +101,14 @@ func (k Key) String() string {
 		s += fmt.Sprintf(" %s#%d", k.Slot, k.Seed)
 	}
 	return fmt.Sprintf("%s epoch %d (model %s.%d, round %d, call %d, fence %d)", s, k.Epoch, k.Model, k.Generation, k.Round, k.Call, k.Fence)
+}
+
+// At writes the key with the line that the call was made in, if that is known.
+func (k Key) At(site string) string {
+	if site == "" {
+		return k.String()
+	}
+	return k.String() + " at " + site
 }
 
 // An Entry is one command as the log keeps it. Its index is not in it: the

@@ -1,5 +1,11 @@
 package events
 
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
+
 // An Event is one fact: exactly one of its fields is set. The number of a field
 // is the event's type in the log and never changes.
 type Event struct {
@@ -24,6 +30,34 @@ type Event struct {
 	Refused        *Refused        `cbor:"19,keyasint,omitempty"`
 	Reported       *Reported       `cbor:"20,keyasint,omitempty"`
 	ShadowVerdict  *ShadowVerdict  `cbor:"21,keyasint,omitempty"`
+
+	// Since version 2.
+	Requested      *Requested      `cbor:"22,keyasint,omitempty"`
+	RequestDone    *RequestDone    `cbor:"23,keyasint,omitempty"`
+	Mismatched     *Mismatched     `cbor:"24,keyasint,omitempty"`
+	Fact           *Fact           `cbor:"25,keyasint,omitempty"`
+	OutcomeDiffers *OutcomeDiffers `cbor:"26,keyasint,omitempty"`
+}
+
+// VersionOf returns the first entry format that can say what e says. A round of
+// another mode than keyed counts as newer, so that it is refused as a whole where
+// a node knows no such mode, rather than its calls one by one.
+func VersionOf(e *Entry) uint64 {
+	newer := e.Kind >= KindRequest || e.Key != nil && e.Key.Op == OpReset
+	for i := range e.Events {
+		ev := &e.Events[i]
+		newer = newer || ev.Requested != nil || ev.RequestDone != nil || ev.Mismatched != nil || ev.Fact != nil || ev.OutcomeDiffers != nil
+		if f := ev.RoundFaulted; f != nil {
+			newer = newer || f.Reason != "" || f.Got.Op == OpReset || f.Want.Op == OpReset
+		}
+		if r := ev.RoundOpened; r != nil {
+			newer = newer || slices.ContainsFunc(r.Members, func(m Member) bool { return m.Mode == ModeFollow || m.Mode == ModeObserve })
+		}
+	}
+	if newer {
+		return 2
+	}
+	return 1
 }
 
 // Founded gives the log its identity. It is the first event of entry 1.
@@ -68,14 +102,14 @@ type Member struct {
 	Rank        uint64 `cbor:"1,keyasint,omitempty" json:"rank"`
 	Node        NodeID `cbor:"2,keyasint" json:"node"`
 	Incarnation string `cbor:"3,keyasint" json:"incarnation"` // random, chosen by the trainer when it connected
-	Mode        string `cbor:"4,keyasint" json:"mode"`        // "keyed"
+	Mode        string `cbor:"4,keyasint" json:"mode"`        // a TrainerMode; "" is keyed
 }
 
-// RoundFaulted ends a round: some rank did not make rank 0's calls. Every later
-// call of the round is refused on every rank.
+// RoundFaulted ends a round: some rank did not make rank 0's calls, or its
+// trainer is gone. Every later call of the round is refused on every rank.
 type RoundFaulted struct {
 	Round    uint64 `cbor:"1,keyasint" json:"round"`
-	Code     Code   `cbor:"2,keyasint" json:"code"` // order-mismatch, missing-call or config-mismatch
+	Code     Code   `cbor:"2,keyasint" json:"code"` // order-mismatch, missing-call, config-mismatch; unavailable: the trainer is gone
 	Rank     uint64 `cbor:"3,keyasint,omitempty" json:"rank"`
 	Node     NodeID `cbor:"4,keyasint" json:"node"`
 	Index    uint64 `cbor:"5,keyasint" json:"index"` // of the entry that the rank's call did not fit
@@ -83,6 +117,18 @@ type RoundFaulted struct {
 	GotSite  string `cbor:"7,keyasint,omitempty" json:"got_site,omitempty"`
 	Want     Key    `cbor:"8,keyasint" json:"want"`
 	WantSite string `cbor:"9,keyasint,omitempty" json:"want_site,omitempty"`
+
+	// Reason says how the trainer went, with unavailable. Got is its last call
+	// then, and Want is rank 0's.
+	Reason string `cbor:"10,keyasint,omitempty" json:"reason,omitempty"`
+}
+
+// What says in a sentence's middle what the rank did.
+func (f *RoundFaulted) What() string {
+	if f.Code == CodeUnavailable {
+		return fmt.Sprintf("the trainer of rank %d is gone: %s; its last call was %s", f.Rank, cmp.Or(f.Reason, "it is not known why"), f.Got.At(f.GotSite))
+	}
+	return fmt.Sprintf("rank %d called %s where rank 0 called %s", f.Rank, f.Got.At(f.GotSite), f.Want.At(f.WantSite))
 }
 
 // GateConfig holds the thresholds of the gates (lifecycle contract, section 5).
@@ -301,4 +347,67 @@ type ShadowVerdict struct {
 	Key     Key     `cbor:"3,keyasint" json:"key"`
 	Site    string  `cbor:"4,keyasint,omitempty" json:"site,omitempty"`
 	Verdict Verdict `cbor:"5,keyasint" json:"verdict"`
+}
+
+// Requested asks for an action at the model's next fence, from any rank or an
+// operator. It stands in the bookkeeping until then.
+type Requested struct {
+	Node       NodeID `cbor:"1,keyasint" json:"node"`   // who took it
+	Number     uint64 `cbor:"2,keyasint" json:"number"` // of the node's requests, ascending: one that is sent again is known by it
+	Model      string `cbor:"3,keyasint" json:"model"`
+	Generation uint64 `cbor:"4,keyasint" json:"generation"`
+	Slot       string `cbor:"5,keyasint" json:"slot"`
+	Seed       uint64 `cbor:"6,keyasint" json:"seed"` // which the action is for; another seed is left alone
+	Action     Action `cbor:"7,keyasint" json:"action"`
+	Reason     string `cbor:"8,keyasint,omitempty" json:"reason"`
+	Initiator  string `cbor:"9,keyasint,omitempty" json:"initiator"` // "rank 2", or who the operator says to be
+}
+
+// RequestDone ends a request: the events before it are its effect.
+type RequestDone struct {
+	Request uint64 `cbor:"1,keyasint" json:"request"`                     // index of its entry
+	Skipped string `cbor:"2,keyasint,omitempty" json:"skipped,omitempty"` // why nothing was to be done
+}
+
+// Mismatched is a call of a rank that is not rank 0's, in a round that goes on
+// all the same: with ordering "warn", or in the mode "observe".
+type Mismatched struct {
+	Rank     uint64 `cbor:"1,keyasint" json:"rank"`
+	Code     Code   `cbor:"2,keyasint" json:"code"`  // order-mismatch, or missing-call: made by one of the two alone
+	Index    uint64 `cbor:"3,keyasint" json:"index"` // of the entry that the call was compared with
+	Got      Key    `cbor:"4,keyasint" json:"got"`
+	GotSite  string `cbor:"5,keyasint,omitempty" json:"got_site,omitempty"`
+	Want     Key    `cbor:"6,keyasint" json:"want"`
+	WantSite string `cbor:"7,keyasint,omitempty" json:"want_site,omitempty"`
+}
+
+// Fact assigns what a trainer did by itself to a slot, in the mode "observe".
+type Fact struct {
+	Slot       string    `cbor:"1,keyasint" json:"slot"`
+	Seed       uint64    `cbor:"2,keyasint,omitempty" json:"seed"` // germination count; one that is not in the slot makes a new record
+	Stage      Stage     `cbor:"3,keyasint" json:"stage"`          // DORMANT empties the slot
+	Amplitude  Amplitude `cbor:"4,keyasint" json:"amplitude"`
+	ID         string    `cbor:"5,keyasint,omitempty" json:"id,omitempty"`
+	Blueprint  string    `cbor:"6,keyasint,omitempty" json:"blueprint,omitempty"`
+	Passed     *bool     `cbor:"7,keyasint,omitempty" json:"passed,omitempty"`     // of a gate
+	Reason     string    `cbor:"8,keyasint,omitempty" json:"reason,omitempty"`     // of a prune
+	Unexpected string    `cbor:"9,keyasint,omitempty" json:"unexpected,omitempty"` // which rule of the lifecycle it does not follow
+}
+
+// Outcome is what became of one slot, by a trainer's own account.
+type Outcome struct {
+	Slot   string `cbor:"1,keyasint" json:"slot"`
+	Stage  Stage  `cbor:"2,keyasint" json:"stage"`
+	Alpha  Num    `cbor:"3,keyasint,omitempty" json:"alpha"`
+	Passed *bool  `cbor:"4,keyasint,omitempty" json:"passed,omitempty"` // of a gate
+}
+
+// OutcomeDiffers is a rank's own outcome where it is not rank 0's.
+type OutcomeDiffers struct {
+	Rank  uint64  `cbor:"1,keyasint" json:"rank"`
+	Index uint64  `cbor:"2,keyasint" json:"index"` // of rank 0's call
+	Key   Key     `cbor:"3,keyasint" json:"key"`
+	Site  string  `cbor:"4,keyasint,omitempty" json:"site,omitempty"`
+	Got   Outcome `cbor:"5,keyasint" json:"got"`
+	Want  Outcome `cbor:"6,keyasint" json:"want"` // rank 0's
 }

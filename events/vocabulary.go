@@ -8,8 +8,9 @@ import (
 )
 
 // Version is the newest entry format that this build writes and reads. Nodes
-// advertise theirs; a leader writes nothing newer than every node knows.
-const Version uint64 = 1
+// advertise theirs; a leader writes nothing newer than every node knows. Version
+// 2 added resets, requests, reported mismatches and facts (VersionOf).
+const Version uint64 = 2
 
 // A Stage is where a seed stands in its lifecycle. The codes are those of
 // esper-lite's SeedStage (5 is retired there and unused here).
@@ -99,11 +100,12 @@ const (
 	OpAlphaTarget   Op = "alpha_target"
 	OpStepEpoch     Op = "step_epoch"
 	OpFence         Op = "fence"
+	OpReset         Op = "reset"
 )
 
 // Fence reports whether op closes a stretch of calls: the points at which every
 // rank must have made the same ones.
-func (op Op) Fence() bool { return op == OpStepEpoch || op == OpFence }
+func (op Op) Fence() bool { return op == OpStepEpoch || op == OpFence || op == OpReset }
 
 // A Code is the last path element of a problem's type (RFC 9457). Scripts match
 // on it, so a code is never renamed.
@@ -124,6 +126,22 @@ const (
 	CodeDiverged          Code = "diverged"
 	CodeUnavailable       Code = "unavailable"
 )
+
+// A TrainerMode says how much of a round's training the log decides.
+type TrainerMode = string
+
+// The modes of a round's trainers, the same on all ranks.
+const (
+	ModeKeyed   TrainerMode = "keyed"   // every rank makes the same calls
+	ModeFollow  TrainerMode = "follow"  // rank 0 calls, the others only fence
+	ModeObserve TrainerMode = "observe" // calls tell what the trainers decided by themselves
+)
+
+// An Action is what a request asks for.
+type Action string
+
+// ActionPrune asks for the end of a seed at the next fence.
+const ActionPrune Action = "prune"
 
 // String returns the stage's name, as users write it.
 func (s Stage) String() string     { return enumName(stageNames, uint8(s), "Stage") }

@@ -123,10 +123,16 @@ func (s *State) applyCall(e *events.Entry) error {
 	m := s.Model(e.Key.Model)
 	for i := range e.Events {
 		ev := &e.Events[i]
-		if ev.EpochStepped != nil || ev.Fenced != nil {
+		if Closes(ev) {
 			cursor.Fence++
 		}
 		if ev.Refused != nil {
+			continue
+		}
+		if ev.RequestDone != nil {
+			if err := s.removeRequest(ev.RequestDone.Request); err != nil {
+				return fmt.Errorf("event %d: %w", i, err)
+			}
 			continue
 		}
 		if m == nil {
@@ -143,6 +149,12 @@ func (s *State) applyCall(e *events.Entry) error {
 	}
 	s.setCursor(cursor)
 	return nil
+}
+
+// Closes reports whether an event closes a stretch of calls: the fences of a
+// model are the entries that hold one.
+func Closes(ev *events.Event) bool {
+	return ev.EpochStepped != nil || ev.Fenced != nil || ev.Configured != nil && ev.Configured.Generation > 1
 }
 
 func (s *State) setModel(m *Model) {
@@ -229,8 +241,10 @@ func (s *State) applyBookkeeping(ev *events.Event, e *events.Entry) error {
 		round := s.Round
 		round.Fault = ev.RoundFaulted
 		s.setRound(round)
-	case ev.ShadowVerdict != nil && e.Kind == events.KindReport:
-		return s.countDisagreement(ev.ShadowVerdict)
+	case e.Kind == events.KindReport && Reports(ev) != nil:
+		return s.countReport(Reports(ev))
+	case ev.Requested != nil && e.Kind == events.KindRequest:
+		return s.addRequest(ev.Requested)
 	case ev.Reported != nil && e.Kind == events.KindReport:
 		src := s.Source(ev.Reported.Node)
 		src.Sequence = ev.Reported.Sequence
@@ -255,19 +269,47 @@ func (s *State) openRound(ev *events.RoundOpened) error {
 	return nil
 }
 
-// countDisagreement counts for the current round's ranks only: a late report of
-// an older round stays in the log and moves no counter.
-func (s *State) countDisagreement(ev *events.ShadowVerdict) error {
-	if ev.Key.Round != s.Round.Number {
+// Report is what a report has in common with all others: whose it is, of which
+// round, and which of the round's counters it moves.
+type Report struct {
+	Round, Rank uint64
+	counter     func(*Round) *[]uint64
+}
+
+// Reports reads an event that a rank reports; nil for any other.
+func Reports(ev *events.Event) *Report {
+	switch {
+	case ev.ShadowVerdict != nil:
+		v := ev.ShadowVerdict
+		return &Report{v.Key.Round, v.Rank, func(r *Round) *[]uint64 { return &r.Disagreements }}
+	case ev.Mismatched != nil && ev.Mismatched.Code == events.CodeMissingCall:
+		v := ev.Mismatched
+		return &Report{v.Got.Round, v.Rank, func(r *Round) *[]uint64 { return &r.Missing }}
+	case ev.Mismatched != nil:
+		v := ev.Mismatched
+		return &Report{v.Got.Round, v.Rank, func(r *Round) *[]uint64 { return &r.Misplaced }}
+	case ev.OutcomeDiffers != nil:
+		v := ev.OutcomeDiffers
+		return &Report{v.Key.Round, v.Rank, func(r *Round) *[]uint64 { return &r.Differing }}
+	}
+	return nil
+}
+
+// countReport counts for the current round's ranks only: a late report of an
+// older round stays in the log and moves no counter.
+func (s *State) countReport(r *Report) error {
+	if r.Round != s.Round.Number {
 		return nil
 	}
-	if ev.Rank >= uint64(len(s.Round.Members)) {
-		return fmt.Errorf("a verdict of rank %d, but round %d has %d ranks", ev.Rank, s.Round.Number, len(s.Round.Members))
+	if r.Rank >= uint64(len(s.Round.Members)) {
+		return fmt.Errorf("a report of rank %d, but round %d has %d ranks", r.Rank, s.Round.Number, len(s.Round.Members))
 	}
 	round := s.Round
-	round.Disagreements = make([]uint64, len(round.Members))
-	copy(round.Disagreements, s.Round.Disagreements)
-	round.Disagreements[ev.Rank]++
+	counts := r.counter(&round)
+	next := make([]uint64, len(round.Members))
+	copy(next, *counts)
+	next[r.Rank]++
+	*counts = next
 	s.setRound(round)
 	return nil
 }

@@ -48,9 +48,27 @@ func TestApplyFits(t *testing.T) {
 		"unknown slot": {entry: step(func(e *events.Entry) {
 			e.Events = []events.Event{{Dwelled: &events.Dwelled{Slot: "b", Seed: 1}}}
 		}), err: "stop, and keep this data directory"},
-		"verdict of no rank": {entry: report(func(e *events.Entry) {
+		"report of no rank": {entry: report(func(e *events.Entry) {
 			e.Events = []events.Event{{ShadowVerdict: &events.ShadowVerdict{Rank: 5, Key: events.Key{Round: 1}}}}
-		}), err: "a verdict of rank 5"},
+		}), err: "a report of rank 5"},
+		"a request again": {entry: report(func(e *events.Entry) {
+			e.Kind, e.Events = events.KindRequest, []events.Event{{Requested: &events.Requested{Node: testNode}}}
+		}), err: "request 0 of node " + string(testNode) + " follows its request 0"},
+		"a request in a report": {entry: report(func(e *events.Entry) {
+			e.Events = []events.Event{{Requested: &events.Requested{Node: testNode, Number: 1}}}
+		}), err: "requested does not belong"},
+		"a report in a request": {entry: report(func(e *events.Entry) {
+			e.Kind, e.Events = events.KindRequest, []events.Event{{Mismatched: &events.Mismatched{Got: events.Key{Round: 1}}}}
+		}), err: "mismatched does not belong"},
+		"no such request": {entry: step(func(e *events.Entry) {
+			e.Events = []events.Event{{RequestDone: &events.RequestDone{Request: 3}}}
+		}), err: "request of entry 3 is done, but it is not pending"},
+		"a fact in no slot": {entry: step(func(e *events.Entry) {
+			e.Events = []events.Event{{Fact: &events.Fact{Slot: "b"}}}
+		}), err: `model main has no slot "b"`},
+		"a generation too far": {entry: step(func(e *events.Entry) {
+			e.Events = []events.Event{{Configured: &events.Configured{Generation: 3, Slots: testSlots("a")}}}
+		}), err: "generation 3 of model main follows generation 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before, lifecycle := s.Bookkeeping(), s.Lifecycle("main")
@@ -77,22 +95,61 @@ func TestApplyFits(t *testing.T) {
 	}
 }
 
-// Disagreements are counted for the ranks of the open round only.
-func TestDisagreements(t *testing.T) {
-	l := configured(t, "a")
-	shadow := func(round uint64) {
-		l.append(events.Entry{Kind: events.KindReport, Events: []events.Event{
-			{ShadowVerdict: &events.ShadowVerdict{Index: 1, Key: events.Key{Round: round, Op: events.OpAdvance}, Verdict: events.Verdict{Gate: events.G1}}},
-			{Reported: &events.Reported{Node: testNode, Sequence: l.state.Index}}}})
+// Reports are counted by their kind, for the ranks of the open round only.
+func TestTally(t *testing.T) {
+	key := func(round uint64) events.Key { return events.Key{Round: round, Op: events.OpAdvance} }
+	for name, c := range map[string]struct {
+		ev   func(round uint64) events.Event
+		want Tally
+	}{
+		"own verdict": {func(r uint64) events.Event {
+			return events.Event{ShadowVerdict: &events.ShadowVerdict{Index: 1, Key: key(r), Verdict: events.Verdict{Gate: events.G1}}}
+		}, Tally{Disagreements: 1}},
+		"out of order": {func(r uint64) events.Event {
+			return events.Event{Mismatched: &events.Mismatched{Code: events.CodeOrderMismatch, Got: key(r), Want: key(r)}}
+		}, Tally{Misplaced: 1}},
+		"made alone": {func(r uint64) events.Event {
+			return events.Event{Mismatched: &events.Mismatched{Code: events.CodeMissingCall, Got: key(r), Want: key(r)}}
+		}, Tally{Missing: 1}},
+		"other outcome": {func(r uint64) events.Event {
+			o := events.Outcome{Stage: events.StageTraining}
+			return events.Event{OutcomeDiffers: &events.OutcomeDiffers{Key: key(r), Got: o, Want: o}}
+		}, Tally{Differing: 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := configured(t, "a")
+			report := func(round uint64) {
+				l.append(events.Entry{Kind: events.KindReport, Events: []events.Event{c.ev(round),
+					{Reported: &events.Reported{Node: testNode, Sequence: l.state.Index}}}})
+			}
+			none := l.state.Bookkeeping()
+			report(1)
+			require.Equal(t, c.want, l.state.Round.Tally(0))
+			require.Zero(t, l.state.Round.Tally(1))
+			once := l.state
+			report(1)
+			require.Equal(t, c.want, once.Round.Tally(0), "an older state keeps its counters")
+			require.NotEqual(t, c.want, l.state.Round.Tally(0))
+			l.openRound(events.ModeKeyed)
+			require.Zero(t, l.state.Round.Tally(0))
+			before := l.state.Bookkeeping()
+			require.NotEqual(t, none, before)
+			report(1)
+			require.Zero(t, l.state.Round.Tally(0), "of an older round")
+			require.NotEqual(t, before, l.state.Bookkeeping(), "the sequence moved on")
+		})
 	}
-	shadow(1)
-	shadow(1)
-	require.EqualValues(t, 2, l.state.Round.Disagreed(0))
-	require.EqualValues(t, 0, l.state.Round.Disagreed(1))
-	l.openRound()
-	require.EqualValues(t, 0, l.state.Round.Disagreed(0))
-	before := l.state.Bookkeeping()
-	shadow(1)
-	require.EqualValues(t, 0, l.state.Round.Disagreed(0), "of an older round")
-	require.NotEqual(t, before, l.state.Bookkeeping(), "the sequence moved on")
+}
+
+// The counters are told apart in the digest, by their kind and by their rank.
+func TestTallyDigests(t *testing.T) {
+	seen := map[events.Digest]bool{}
+	for _, round := range []Round{{Number: 1}, {Number: 1, Disagreements: []uint64{1, 0}}, {Number: 1, Misplaced: []uint64{1, 0}},
+		{Number: 1, Missing: []uint64{1, 0}}, {Number: 1, Differing: []uint64{1, 0}}, {Number: 1, Differing: []uint64{0, 1}}, {Number: 1, Differing: []uint64{0, 2}},
+		{Number: 1, Fault: &events.RoundFaulted{Code: events.CodeUnavailable}}, {Number: 1, Fault: &events.RoundFaulted{Code: events.CodeUnavailable, Reason: "killed"}}} {
+		d := roundLeaf(round)
+		require.False(t, seen[d], "%+v", round)
+		seen[d] = true
+	}
+	require.Equal(t, roundLeaf(Round{Number: 1}), roundLeaf(Round{Number: 1, Misplaced: []uint64{0, 0}}), "none is none")
 }

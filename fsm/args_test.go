@@ -27,6 +27,7 @@ func TestArgsHashIsStable(t *testing.T) {
 		{AlphaTarget{Target: 0.5, Ticks: 3, Steepness: 12, Algorithm: &gate}, "a815c70154add00ee3cf36eede85d4ed"},
 		{StepEpoch{Epoch: 7}, "56f8952bc252fb023ff4c8136d869cb0"},
 		{Fence{N: 7}, "1e458714e27e6f8ae9984b3730024136"},
+		{Reset{}, "68520be933d28baeef9cc00aad24f4bb"},
 	} {
 		got, err := ArgsHash(c.args).MarshalText()
 		require.NoError(t, err)
@@ -45,7 +46,7 @@ func TestArgsHashTellsApart(t *testing.T) {
 		Prune{}, Prune{Reason: "a"}, Prune{Initiator: "a"},
 		SchedulePrune{}, SchedulePrune{Ticks: 1}, SchedulePrune{Curve: &linear}, SchedulePrune{Curve: &cosine}, SchedulePrune{Steepness: 1},
 		AlphaTarget{}, AlphaTarget{Target: 1}, AlphaTarget{Ticks: 1}, AlphaTarget{Curve: &linear}, AlphaTarget{Algorithm: &add},
-		StepEpoch{}, StepEpoch{Epoch: 1}, Fence{}, Fence{N: 1},
+		StepEpoch{}, StepEpoch{Epoch: 1}, Fence{}, Fence{N: 1}, Reset{},
 	}
 	seen := map[events.ArgsHash]Args{}
 	for _, args := range different {

@@ -58,6 +58,8 @@ func (m *Model) assign(ev *events.Event) (*Model, error) {
 		return m, nil
 	case ev.Germinated != nil:
 		return m.germinated(ev.Germinated)
+	case ev.Fact != nil:
+		return m.observedFact(ev.Fact)
 	default:
 		return m.assignSeed(ev)
 	}
@@ -145,20 +147,26 @@ func (m *Model) stageChanged(i int, ev *events.StageChanged) (*Model, error) {
 	if ev.From == events.StageResetting {
 		return m.withSlot(i, next), nil
 	}
-	seed.Previous, seed.Stage = seed.Stage, ev.To
-	seed.Metrics.AccuracyStage = seed.Metrics.Accuracy
-	seed.Metrics.EpochsInStage = 0
-	switch {
-	case ev.From == events.StageTraining && ev.To == events.StageBlending:
-		accuracy := seed.Metrics.Accuracy
-		seed.BlendAccuracy = &accuracy
-	case ev.To == events.StageHolding:
-		// Only a trainer's own verdict enters HOLDING while a prune is
-		// scheduled; the ramp to 0 ends here, and so does its reason.
-		seed.Pending = nil
-	}
+	seed.move(ev.To)
 	next.Seed = &seed
 	return m.withSlot(i, next), nil
+}
+
+// move is what a stage's change does to the record.
+func (s *Seed) move(to events.Stage) {
+	from := s.Stage
+	s.Previous, s.Stage = from, to
+	s.Metrics.AccuracyStage = s.Metrics.Accuracy
+	s.Metrics.EpochsInStage = 0
+	switch {
+	case from == events.StageTraining && to == events.StageBlending:
+		accuracy := s.Metrics.Accuracy
+		s.BlendAccuracy = &accuracy
+	case to == events.StageHolding:
+		// Only a trainer's own verdict enters HOLDING while a prune is
+		// scheduled; the ramp to 0 ends here, and so does its reason.
+		s.Pending = nil
+	}
 }
 
 // seedOf returns the slot and the germination count of a seed's event.

@@ -10,6 +10,11 @@ type Call struct {
 	Site         string     // where the trainer called from, for people
 	Observations []Observation
 	Args         Args
+
+	// Outcomes is what the trainer did by itself, in a round of the mode
+	// "observe": of the call's slot, or at a step of all slots. It is recorded in
+	// place of a decision; in the other modes it is no part of a call.
+	Outcomes []events.Outcome
 }
 
 // Args are the arguments of a call, one type for each operation.
@@ -84,6 +89,10 @@ type Fence struct {
 	N int64 `json:"n"`
 }
 
+// Reset starts the model's next generation: all slots DORMANT, epochs from 0,
+// the configuration as it was.
+type Reset struct{}
+
 // Op returns the operation that the arguments belong to.
 func (Configure) Op() events.Op     { return events.OpConfigure }
 func (Germinate) Op() events.Op     { return events.OpGerminate }
@@ -94,6 +103,7 @@ func (SchedulePrune) Op() events.Op { return events.OpSchedulePrune }
 func (AlphaTarget) Op() events.Op   { return events.OpAlphaTarget }
 func (StepEpoch) Op() events.Op     { return events.OpStepEpoch }
 func (Fence) Op() events.Op         { return events.OpFence }
+func (Reset) Op() events.Op         { return events.OpReset }
 
 // Reading is one field of an observation: absent (leave what is known), null
 // (not measured), or a value, which may be non-finite.

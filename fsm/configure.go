@@ -45,6 +45,12 @@ func (t *turn) configure(a Configure) *events.Refused {
 	return nil
 }
 
+// reset starts the next generation. What was asked of this one's seeds is void.
+func (t *turn) reset() {
+	t.dropRequests(wasReset)
+	t.emit(events.Event{Configured: &events.Configured{Generation: t.m.Generation + 1, Slots: t.m.Config.Slots}})
+}
+
 // canonicalSlots returns a copy with the auto-forward gates ascending, each
 // once.
 func canonicalSlots(slots []events.SlotConfig) []events.SlotConfig {

@@ -55,11 +55,15 @@ func decide(s *State, c Call) (*turn, error) {
 	if err := checkCall(s, c); err != nil {
 		return nil, err
 	}
-	t := &turn{m: s.Model(c.Key.Model)}
+	t := &turn{m: s.Model(c.Key.Model), requests: s.RequestsOf(c.Key.Model)}
 	if t.m == nil {
 		t.m = &Model{Name: c.Key.Model, Epoch: -1, FenceN: -1}
 	}
-	if r := t.run(c); r != nil {
+	run := t.run
+	if s.Round.Mode() == events.ModeObserve {
+		run = t.runObserved
+	}
+	if r := run(c); r != nil {
 		t.emit(events.Event{Refused: r})
 	}
 	if t.err != nil {
@@ -72,16 +76,17 @@ func decide(s *State, c Call) (*turn, error) {
 // model at once, by the same code that Apply runs, so what Decide sees is what
 // every replica will have.
 type turn struct {
-	m      *Model
-	events []events.Event
-	err    error // sticky; an event that assign does not take
+	m        *Model
+	requests []Request // pending ones of the model
+	events   []events.Event
+	err      error // sticky; an event that assign does not take
 }
 
 func (t *turn) emit(ev events.Event) {
 	if t.err != nil {
 		return
 	}
-	if ev.Refused == nil { // which may concern a model that is not there
+	if ev.Refused == nil && ev.RequestDone == nil { // which are not the model's
 		m, err := t.m.assign(&ev)
 		if err != nil {
 			t.err = err
@@ -98,29 +103,40 @@ func (t *turn) slot(i int) *Slot { return t.m.Slots.At(i) }
 func (t *turn) name(i int) string { return t.m.Config.Slots[i].Name }
 
 func (t *turn) run(c Call) *events.Refused {
-	if t.m.Config != nil {
-		if r := t.observe(c.Observations); r != nil {
-			return r
-		}
-	} // else there is no seed to observe yet
-	if configure, ok := c.Args.(Configure); ok {
-		return t.configure(configure)
-	}
-	if t.m.Config == nil {
-		return refuse(events.CodeConfigMismatch,
-			"model %q is not configured: expected configure as its call 0, got %s; name the model's slots when connecting", t.m.Name, c.Key.Op)
+	if done, r := t.begin(c); done {
+		return r
 	}
 	switch args := c.Args.(type) {
 	case StepEpoch:
 		return t.stepEpoch(args)
 	case Fence:
 		return t.fence(args)
+	case Reset:
+		t.reset()
+		return nil
 	}
 	i, ok := t.m.Config.Slot(c.Key.Slot)
 	if !ok {
 		return t.unknownSlot(string(c.Key.Op), c.Key.Slot)
 	}
 	return t.runSlot(i, c.Args)
+}
+
+// begin does what every call begins with. It reports true where that was all.
+func (t *turn) begin(c Call) (done bool, r *events.Refused) {
+	if t.m.Config != nil {
+		if r := t.observe(c.Observations); r != nil {
+			return true, r
+		}
+	} // else there is no seed to observe yet
+	if configure, ok := c.Args.(Configure); ok {
+		return true, t.configure(configure)
+	}
+	if t.m.Config == nil {
+		return true, refuse(events.CodeConfigMismatch,
+			"model %q is not configured: expected configure as its call 0, got %s; name the model's slots when connecting", t.m.Name, c.Key.Op)
+	}
+	return false, nil
 }
 
 func (t *turn) runSlot(i int, args Args) *events.Refused {
@@ -183,8 +199,7 @@ func checkCall(s *State, c Call) error {
 	}
 	if f := s.Round.Fault; f != nil {
 		return &KeyError{Code: events.CodeRoundFaulted, Want: f.Want, Got: f.Got, Reason: fmt.Sprintf(
-			"round %d is over since entry %d: rank %d called %s where rank 0 called %s; fix the trainer and connect again on all ranks",
-			f.Round, f.Index, f.Rank, f.Got, f.Want)}
+			"round %d is over since entry %d: %s; fix the trainer and connect again on all ranks", f.Round, f.Index, f.What())}
 	}
 	cursor := s.Cursor(c.Key.Model)
 	want.Call, want.Fence, want.Generation = cursor.Calls, cursor.Fence, 0
@@ -202,7 +217,7 @@ func checkCall(s *State, c Call) error {
 // is.
 func malformed(c Call) string {
 	switch c.Args.(type) {
-	case Configure, Germinate, Advance, Verdict, Prune, SchedulePrune, AlphaTarget, StepEpoch, Fence:
+	case Configure, Germinate, Advance, Verdict, Prune, SchedulePrune, AlphaTarget, StepEpoch, Fence, Reset:
 	default:
 		return fmt.Sprintf("expected the arguments of a call, got %T", c.Args)
 	}

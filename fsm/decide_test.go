@@ -68,7 +68,7 @@ func TestFaultedRound(t *testing.T) {
 	require.Equal(t, got, bad.Got)
 	require.Contains(t, err.Error(), "rank 3")
 
-	l.openRound()
+	l.openRound(events.ModeKeyed)
 	_, err = Decide(l.state, Call{Key: key, Args: Advance{}})
 	require.ErrorAs(t, err, &bad)
 	require.Equal(t, events.CodeNotAuthority, bad.Code, "the old round's calls are stale")

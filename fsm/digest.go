@@ -253,6 +253,9 @@ func (s *State) Bookkeeping() events.Digest {
 	r = r.bytes(7, s.roundLeaf[:])
 	r = r.sum(8, s.cursorsSum)
 	r = r.sum(9, s.sourcesSum)
+	if len(s.Requests) > 0 {
+		r = r.sum(10, s.requestsSum)
+	}
 	return r.digest()
 }
 
@@ -296,6 +299,24 @@ func sourceLeaf(c Source) events.Digest {
 	r := b.record("source")
 	r = r.str(1, string(c.Node))
 	r = r.uint(2, c.Sequence)
+	r = r.uint(3, c.Requests)
+	r = r.uint(4, c.RequestIndex)
+	return r.digest()
+}
+
+func requestLeaf(q Request) events.Digest {
+	var b recordBuffer
+	r, a := b.record("request"), q.Asked
+	r = r.uint(1, q.Index)
+	r = r.str(2, string(a.Node))
+	r = r.uint(3, a.Number)
+	r = r.str(4, a.Model)
+	r = r.uint(5, a.Generation)
+	r = r.str(6, a.Slot)
+	r = r.uint(7, a.Seed)
+	r = r.str(8, string(a.Action))
+	r = r.str(9, a.Reason)
+	r = r.str(10, a.Initiator)
 	return r.digest()
 }
 
@@ -320,12 +341,17 @@ func roundLeaf(round Round) events.Digest {
 		r = r.str(10, string(f.Node))
 		r = r.uint(11, f.Index)
 	}
-	for rank, n := range round.Disagreements {
-		if n > 0 {
-			r = append(r, 12)
-			r = r.uint(13, uint64(rank))
-			r = r.uint(14, n)
+	for tag, counts := range [4][]uint64{round.Disagreements, round.Misplaced, round.Missing, round.Differing} {
+		for rank, n := range counts {
+			if n > 0 {
+				r = append(r, byte(12+tag*3))
+				r = r.uint(byte(13+tag*3), uint64(rank))
+				r = r.uint(byte(14+tag*3), n)
+			}
 		}
+	}
+	if f := round.Fault; f != nil {
+		r = r.str(24, f.Reason)
 	}
 	return r.digest()
 }

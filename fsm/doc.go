@@ -2,7 +2,8 @@
 //
 // It is two pure functions. Decide, which only the authority calls, turns a
 // command and the state into events or a refusal; it may compute with floating
-// point (gates, alpha easing). Apply, which every replica calls, assigns what
+// point (gates, alpha easing). (DecideRequest is the same for what any rank may
+// ask for.) Apply, which every replica calls, assigns what
 // the events say: no floating-point arithmetic, no clock, no randomness, no map
 // iteration, so that any two builds on any two processors agree. A test walks
 // the call graph of Apply and fails when one of these appears
@@ -19,11 +20,13 @@
 //	digest.go     the two digests, each independent of the number of slots
 //	command.go    Call: what a trainer asks for; args.go its limits
 //	decide.go     Decide: a call becomes events, through the same assignments
-//	configure.go  call 0 of a model
+//	configure.go  call 0 of a model, and its fresh start
 //	observe.go    rank 0's measurements
 //	lifecycle.go  germinate, advance, prune, ... (lifecycle contract, section 6)
 //	tick.go       one tick of one slot (section 7)
 //	alpha.go      the alpha controller (section 4)
+//	request.go    what is asked for between calls, and done at the next fence
+//	observed.go   a round in which the trainers decide by themselves
 //	argshash.go   what must be equal on all ranks, as a hash
 //	image.go      a State as bytes, for snapshots
 package fsm

@@ -18,6 +18,8 @@ type image struct {
 	Sources []Source       `cbor:"8,keyasint"`
 	Models  []modelImage   `cbor:"9,keyasint"`
 	Check   events.Digest  `cbor:"10,keyasint"` // the bookkeeping digest
+
+	Requests []Request `cbor:"11,keyasint,omitempty"`
 }
 
 type modelImage struct {
@@ -40,7 +42,7 @@ type slotImage struct {
 // Image encodes the state.
 func (s *State) Image() ([]byte, error) {
 	img := image{Index: s.Index, Run: s.Run, Lineage: s.Lineage, Parent: s.Parent, Nodes: s.Nodes,
-		Round: s.Round, Cursors: s.Cursors, Sources: s.Sources, Check: s.Bookkeeping()}
+		Round: s.Round, Cursors: s.Cursors, Sources: s.Sources, Check: s.Bookkeeping(), Requests: s.Requests}
 	for _, m := range s.Models {
 		mi := modelImage{Name: m.Name, Generation: m.Generation, Slots: m.Config.Slots,
 			Epoch: m.Epoch, FenceN: m.FenceN, Tick: m.Tick, Check: m.Digest()}
@@ -71,6 +73,9 @@ func FromImage(b []byte) (*State, error) {
 	}
 	for _, c := range img.Sources {
 		s.setSource(c)
+	}
+	for _, r := range img.Requests {
+		s.setRequest(r)
 	}
 	for _, mi := range img.Models {
 		m, err := mi.model()

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -50,17 +51,17 @@ func (t *turn) germinate(i int, a Germinate) *events.Refused {
 		return refuse(events.CodeInvalidInput, "germinate %s: blueprint %q is not one of the slot's: %s",
 			t.name(i), a.Blueprint, blueprintNames(known))
 	}
-	ev := &events.Germinated{Slot: t.name(i), Seed: slot.Germinations + 1, ID: a.SeedID, Blueprint: a.Blueprint,
+	ev := &events.Germinated{Slot: t.name(i), Seed: slot.Germinations + 1, ID: a.id(t.name(i)), Blueprint: a.Blueprint,
 		Blend: a.Blend, Tempo: a.Tempo, Algorithm: a.Algorithm, Target: 1}
-	if ev.ID == "" {
-		ev.ID = t.name(i) + "-" + a.Blueprint
-	}
 	if a.Target != nil {
 		ev.Target = float64(*a.Target)
 	}
 	t.emit(events.Event{Germinated: ev})
 	return nil
 }
+
+// id is the seed's name: one is made where the trainer gives none.
+func (a Germinate) id(slot string) string { return cmp.Or(a.SeedID, slot+"-"+a.Blueprint) }
 
 func whenEmpty(s events.Stage) string {
 	switch {

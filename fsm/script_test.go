@@ -20,10 +20,14 @@ import (
 //	configure slots=(a,b) [permissive] [epochs=n] [auto=(G1,G2)] [blueprints=(x,y)]
 //	observe SLOT accuracy=80 ratio=0.3 ...   rides with the next call
 //	germinate | advance | verdict | prune | schedule_prune | alpha_target SLOT [argument=value ...]
-//	step [epoch=n] [times=n] | fence n=...
-//	show SLOT
+//	step [epoch=n] [times=n] | fence n=... | reset
+//	request SLOT [seed=n] [number=n] [reason=...] [by=...]
+//	round mode=keyed|observe                 opens the next round
+//	outcome SLOT stage=... alpha=... [passed=true|false]    rides with the next call, likewise
+//	show SLOT | pending
 //
-// Every call prints its events; a null reading is written as none.
+// Every call prints its events; a null reading is written as none. After every
+// command the state goes through an image, as in a snapshot.
 func TestScripts(t *testing.T) {
 	paths, err := filepath.Glob("testdata/*.txt")
 	require.NoError(t, err)
@@ -37,11 +41,13 @@ func TestScripts(t *testing.T) {
 }
 
 type script struct {
-	log     *testLog
-	pending []Observation
+	log      *testLog
+	pending  []Observation
+	outcomes []events.Outcome
 }
 
 func (s *script) run(t *testing.T, d *datadriven.TestData) string {
+	defer func() { s.log.state = s.log.throughImage() }()
 	switch d.Cmd {
 	case "configure":
 		return s.call("", configureArgs(t, d))
@@ -52,6 +58,18 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 		return s.step(t, d)
 	case "fence":
 		return s.call("", Fence{N: intArg(t, d, "n", 0)})
+	case "reset":
+		return s.call("", Reset{})
+	case "request":
+		return s.request(t, d)
+	case "round":
+		s.log.openRound(stringArg(d, "mode", events.ModeKeyed))
+		return fmt.Sprintf("round %d, %s\n", s.log.state.Round.Number, s.log.state.Round.Mode())
+	case "outcome":
+		s.outcomes = append(s.outcomes, outcomeArgs(t, d))
+		return "rides with the next call\n"
+	case "pending":
+		return showPending(s.log.state.RequestsOf("main"))
 	case "show":
 		return showSlot(d.CmdArgs[0].Key, s.log.slot(d.CmdArgs[0].Key))
 	default:
@@ -73,8 +91,8 @@ func (s *script) step(t *testing.T, d *datadriven.TestData) string {
 }
 
 func (s *script) call(slot string, args Args) string {
-	evs := s.log.call(slot, args, s.pending...)
-	s.pending = nil
+	evs := s.log.do(Call{Key: NextKey(s.log.state, "main", slot, args), Args: args, Observations: s.pending, Outcomes: s.outcomes})
+	s.pending, s.outcomes = nil, nil
 	if len(evs) == 0 {
 		return "nothing\n"
 	}
@@ -83,6 +101,39 @@ func (s *script) call(slot string, args Args) string {
 		out.WriteString(showEvent(&evs[i]) + "\n")
 	}
 	return out.String()
+}
+
+func (s *script) request(t *testing.T, d *datadriven.TestData) string {
+	index, known, refused := s.log.request(events.Requested{Slot: d.CmdArgs[0].Key, Seed: uint64(intArg(t, d, "seed", 0)),
+		Number: uint64(intArg(t, d, "number", 0)), Reason: stringArg(d, "reason", ""), Initiator: stringArg(d, "by", "operator")})
+	switch {
+	case refused != nil:
+		return fmt.Sprintf("refused, %s: %s\n", refused.Code, refused.Reason)
+	case known:
+		return fmt.Sprintf("entry %d, as before\n", index)
+	}
+	return fmt.Sprintf("entry %d\n", index)
+}
+
+func showPending(list []Request) string {
+	if len(list) == 0 {
+		return "nothing\n"
+	}
+	var out strings.Builder
+	for _, r := range list {
+		fmt.Fprintf(&out, "entry %d: %s %s of generation %d: %q by %s\n",
+			r.Index, r.Asked.Action, seedName(r.Asked.Slot, r.Asked.Seed), r.Asked.Generation, r.Asked.Reason, r.Asked.Initiator)
+	}
+	return out.String()
+}
+
+func outcomeArgs(t *testing.T, d *datadriven.TestData) events.Outcome {
+	o := events.Outcome{Slot: d.CmdArgs[0].Key, Passed: boolReading(d, "passed").Value}
+	parse(t, d, "stage", &o.Stage)
+	if alpha := numReading(t, d, "alpha").Value; alpha != nil {
+		o.Alpha = *alpha
+	}
+	return o
 }
 
 func configureArgs(t *testing.T, d *datadriven.TestData) Configure {
@@ -267,9 +318,32 @@ func showRareEvent(ev *events.Event) string {
 		return fmt.Sprintf("fence %d", ev.Fenced.N)
 	case ev.Refused != nil:
 		return fmt.Sprintf("refused, %s: %s", ev.Refused.Code, ev.Refused.Reason)
+	case ev.RequestDone != nil && ev.RequestDone.Skipped != "":
+		return fmt.Sprintf("request of entry %d: nothing done, %s", ev.RequestDone.Request, ev.RequestDone.Skipped)
+	case ev.RequestDone != nil:
+		return fmt.Sprintf("request of entry %d: done", ev.RequestDone.Request)
+	case ev.Fact != nil:
+		return showFact(ev.Fact)
 	default:
 		return fmt.Sprintf("%+v", ev)
 	}
+}
+
+func showFact(f *events.Fact) string {
+	s := fmt.Sprintf("%s is %s, alpha %.4g", seedName(f.Slot, f.Seed), f.Stage, f.Amplitude.Alpha)
+	if f.ID != "" {
+		s += fmt.Sprintf(", %s of blueprint %s", f.ID, f.Blueprint)
+	}
+	if f.Passed != nil {
+		s += fmt.Sprintf(", gate passed %t", *f.Passed)
+	}
+	if f.Reason != "" {
+		s += fmt.Sprintf(", because %q", f.Reason)
+	}
+	if f.Unexpected != "" {
+		s += "; UNEXPECTED: " + f.Unexpected
+	}
+	return s
 }
 
 func showVerdict(v *events.Verdict) string {

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -13,22 +14,23 @@ type State struct {
 	Index uint64 // of the last entry; 0: none yet
 
 	// Bookkeeping.
-	Run     string
-	Lineage string
-	Parent  *events.Parent
-	Nodes   []Node   // by ID
-	Round   Round    // Number 0: none yet
-	Cursors []Cursor // by model
-	Sources []Source // by node
+	Run      string
+	Lineage  string
+	Parent   *events.Parent
+	Nodes    []Node    // by ID
+	Round    Round     // Number 0: none yet
+	Cursors  []Cursor  // by model
+	Sources  []Source  // by node
+	Requests []Request // pending, in log order
 
 	// Lifecycle.
 	Models []*Model // by name
 
 	// What the bookkeeping digest adds up, kept so that an entry costs only
 	// what it touches.
-	nodesSum, cursorsSum, sourcesSum setSum
-	roundLeaf                        events.Digest
-	sealed                           *events.Digest // the bookkeeping digest, once the state will not change any more
+	nodesSum, cursorsSum, sourcesSum, requestsSum setSum
+	roundLeaf                                     events.Digest
+	sealed                                        *events.Digest // the bookkeeping digest, once the state will not change any more
 }
 
 // Node is a node that takes part.
@@ -47,15 +49,41 @@ type Round struct {
 
 	// Disagreements counts each rank's shadow verdicts in this round; nil: none.
 	Disagreements []uint64 `cbor:"5,keyasint,omitempty"`
+
+	// The same of the calls that were not rank 0's in a round that went on:
+	// made in another order, made by one of the two alone, and with another
+	// outcome.
+	Misplaced []uint64 `cbor:"6,keyasint,omitempty"`
+	Missing   []uint64 `cbor:"7,keyasint,omitempty"`
+	Differing []uint64 `cbor:"8,keyasint,omitempty"`
 }
 
-// Disagreed returns how many of a rank's own verdicts in this round were not
-// rank 0's.
-func (r Round) Disagreed(rank uint64) uint64 {
-	if rank >= uint64(len(r.Disagreements)) {
-		return 0
+// Tally is what a rank's reports of one round come to.
+type Tally struct {
+	Disagreements uint64 // own verdicts that were not rank 0's
+	Misplaced     uint64 // calls in another order than rank 0's
+	Missing       uint64 // calls that one of the two made alone
+	Differing     uint64 // own outcomes that were not rank 0's
+}
+
+// Tally returns a rank's counters.
+func (r Round) Tally(rank uint64) Tally {
+	of := func(counts []uint64) uint64 {
+		if rank >= uint64(len(counts)) {
+			return 0
+		}
+		return counts[rank]
 	}
-	return r.Disagreements[rank]
+	return Tally{of(r.Disagreements), of(r.Misplaced), of(r.Missing), of(r.Differing)}
+}
+
+// Mode returns the mode of the round's trainers, which is rank 0's; empty before
+// the first round.
+func (r Round) Mode() events.TrainerMode {
+	if len(r.Members) == 0 {
+		return ""
+	}
+	return cmp.Or(r.Members[0].Mode, events.ModeKeyed)
 }
 
 // Authority returns the node that holds rank 0, the only one that decides
@@ -77,10 +105,13 @@ type Cursor struct {
 	leaf  events.Digest
 }
 
-// Source is the high-water mark of one node's reports.
+// Source is the high-water mark of one node's reports and requests.
 type Source struct {
 	Node     events.NodeID `cbor:"1,keyasint"`
 	Sequence uint64        `cbor:"2,keyasint"`
+
+	Requests     uint64 `cbor:"3,keyasint,omitempty"` // number of the last one
+	RequestIndex uint64 `cbor:"4,keyasint,omitempty"` // and its entry, for one that is sent again
 }
 
 // Model is one model's lifecycle: what a mark restores.
@@ -195,7 +226,7 @@ func (s *State) Cursor(model string) Cursor {
 	return s.Cursors[i]
 }
 
-// Source returns the high-water mark of a node's reports.
+// Source returns the high-water marks of a node.
 func (s *State) Source(node events.NodeID) Source {
 	i, ok := slices.BinarySearchFunc(s.Sources, node, func(c Source, n events.NodeID) int { return strings.Compare(string(c.Node), string(n)) })
 	if !ok {

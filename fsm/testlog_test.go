@@ -26,8 +26,8 @@ func newTestLog(t tester) *testLog {
 	l := &testLog{t: t, state: New()}
 	l.append(events.Entry{Kind: events.KindFound, Events: []events.Event{
 		{Founded: &events.Founded{Run: "test", Lineage: "1"}},
-		{NodeJoined: &events.NodeJoined{Node: testNode, Version: events.Version}}}})
-	l.openRound()
+		{NodeJoined: &events.NodeJoined{Node: testNode, Version: 1}}}})
+	l.openRound(events.ModeKeyed)
 	return l
 }
 
@@ -52,13 +52,14 @@ func testSlots(names ...string) []events.SlotConfig {
 func (l *testLog) model() *Model          { return l.state.Model("main") }
 func (l *testLog) slot(name string) *Slot { return l.model().Slot(name) }
 
-func (l *testLog) openRound() {
+func (l *testLog) openRound(mode events.TrainerMode) {
 	l.append(events.Entry{Kind: events.KindRound, Events: []events.Event{{RoundOpened: &events.RoundOpened{
-		Round: l.state.Round.Number + 1, Members: []events.Member{{Node: testNode, Incarnation: "1", Mode: "keyed"}}}}}})
+		Round: l.state.Round.Number + 1, Members: []events.Member{{Node: testNode, Incarnation: "1", Mode: mode}}}}}})
 }
 
-func (l *testLog) append(e events.Entry) {
-	e.Version, e.Node, e.Round, e.Predecessor = events.Version, testNode, l.state.Round.Number, l.state.Index
+// append completes an entry, applies it, and returns it as it was read.
+func (l *testLog) append(e events.Entry) *events.Entry {
+	e.Version, e.Node, e.Round, e.Predecessor = events.VersionOf(&e), testNode, l.state.Round.Number, l.state.Index
 	e.Bookkeeping = l.state.Bookkeeping()
 	if e.Key != nil {
 		e.Lifecycle = l.state.Lifecycle(e.Key.Model)
@@ -71,6 +72,7 @@ func (l *testLog) append(e events.Entry) {
 	require.NoError(l.t, err)
 	require.Empty(l.t, outcome.Refused)
 	l.state = next
+	return decoded
 }
 
 // call makes rank 0's next call of model "main".
@@ -83,6 +85,32 @@ func (l *testLog) do(c Call) []events.Event {
 	require.NoError(l.t, err)
 	l.append(events.Entry{Kind: events.KindCall, Key: &c.Key, Events: evs})
 	return evs
+}
+
+// request asks for the end of a seed of model "main", and writes the entry if it
+// is a new one. It returns the request's index.
+func (l *testLog) request(r events.Requested) (index uint64, known bool, refused *events.Refused) {
+	r.Node, r.Model, r.Action = testNode, "main", events.ActionPrune
+	ev, pending, refused := DecideRequest(l.state, r)
+	switch {
+	case refused != nil:
+		return 0, false, refused
+	case pending != nil:
+		return pending.Index, true, nil
+	}
+	l.append(events.Entry{Kind: events.KindRequest, Events: []events.Event{{Requested: ev}}})
+	return l.state.Index, false, nil
+}
+
+// throughImage returns the state as a snapshot keeps it.
+func (l *testLog) throughImage() *State {
+	b, err := l.state.Image()
+	require.NoError(l.t, err)
+	back, err := FromImage(b)
+	require.NoError(l.t, err)
+	require.Equal(l.t, l.state.Bookkeeping(), back.Bookkeeping())
+	require.Equal(l.t, l.state.RequestsOf("main"), back.RequestsOf("main"))
+	return back
 }
 
 // refused makes a call that must be refused, and returns why.

@@ -13,8 +13,8 @@ const embargoTicks = 5
 
 // stepEpoch ticks every slot once, in slot order, and closes the epoch.
 func (t *turn) stepEpoch(a StepEpoch) *events.Refused {
-	if a.Epoch < 0 || a.Epoch > maxOrdinal {
-		return refuse(events.CodeInvalidInput, "step_epoch: epoch: expected 0 to %d, got %d", int64(maxOrdinal), a.Epoch)
+	if r := badOrdinal("step_epoch: epoch", a.Epoch); r != nil {
+		return r
 	}
 	if a.Epoch <= t.m.Epoch {
 		return refuse(events.CodeInvalidInput,
@@ -24,7 +24,15 @@ func (t *turn) stepEpoch(a StepEpoch) *events.Refused {
 	for i := range t.m.Config.Slots {
 		t.tick(i)
 	}
+	t.executeRequests()
 	t.emit(events.Event{EpochStepped: &events.EpochStepped{Epoch: a.Epoch, Tick: t.m.Tick + 1}})
+	return nil
+}
+
+func badOrdinal(what string, n int64) *events.Refused {
+	if n < 0 || n > maxOrdinal {
+		return refuse(events.CodeInvalidInput, "%s: expected 0 to %d, got %d", what, int64(maxOrdinal), n)
+	}
 	return nil
 }
 
@@ -34,6 +42,7 @@ func (t *turn) fence(a Fence) *events.Refused {
 		return refuse(events.CodeInvalidInput, "fence %d: expected a number above %d, the last fence's, and at most %d; number fences upwards, as steps are",
 			a.N, t.m.FenceN, int64(maxOrdinal))
 	}
+	t.executeRequests()
 	t.emit(events.Event{Fenced: &events.Fenced{N: a.N}})
 	return nil
 }

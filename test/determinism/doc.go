@@ -8,7 +8,8 @@
 //	planted_test.go   the walk finds each offence planted under testdata/src
 //	replay_test.go    a recorded history gives the recorded digests in other
 //	                  builds: arm64 (under qemu), amd64 with fused multiply-add
-//	generate_test.go  made that history (-update makes it anew)
+//	generate_test.go  made that history (-update makes it anew);
+//	                  generate2_test.go its entries of version 2
 //
 // Where qemu-aarch64 is missing, the arm64 replay is skipped, and fails if
 // ESPERD_REQUIRE contains "qemu".

@@ -64,7 +64,7 @@ func (g *generator) make() {
 	found := []events.Event{{Founded: &events.Founded{Run: "golden", Lineage: fmt.Sprintf("%032x", 7),
 		Parent: &events.Parent{Run: "older", Lineage: fmt.Sprintf("%032x", 6), Index: 99, Chain: events.Digest{1}, Lifecycle: events.Digest{2}, Image: []byte{3}}}}}
 	for i := range 3 {
-		found = append(found, events.Event{NodeJoined: &events.NodeJoined{Node: node(i), Version: events.Version, Host: fmt.Sprintf("host-%d", i)}})
+		found = append(found, events.Event{NodeJoined: &events.NodeJoined{Node: node(i), Version: 1, Host: fmt.Sprintf("host-%d", i)}})
 	}
 	g.write(events.Entry{Kind: events.KindFound, Events: found})
 	g.write(events.Entry{Kind: events.KindFound, Events: found}) // refused: founded twice
@@ -77,7 +77,7 @@ func (g *generator) make() {
 	g.late()
 	g.fault()
 
-	g.write(events.Entry{Kind: events.KindMembership, Events: []events.Event{{NodeJoined: &events.NodeJoined{Node: node(3), Version: events.Version}}}})
+	g.write(events.Entry{Kind: events.KindMembership, Events: []events.Event{{NodeJoined: &events.NodeJoined{Node: node(3), Version: 1}}}})
 	g.openRound(3, 1, 2) // rank 0 is on another node
 	g.write(events.Entry{Kind: events.KindMembership, Events: []events.Event{{NodeLeft: &events.NodeLeft{Node: node(0), Reason: "replaced"}}}})
 	g.configure("main", nil)
@@ -91,11 +91,13 @@ func (g *generator) make() {
 	g.configure("main", nil)
 	g.train(150)
 	g.reports()
+
+	g.version2() // what comes later goes after it: the entries so far stay what they are
 }
 
 // write completes an entry as the leader does, and applies it.
 func (g *generator) write(e events.Entry) {
-	e.Version, e.Node, e.Round, e.Predecessor = events.Version, g.writer(), g.state.Round.Number, g.state.Index
+	e.Version, e.Node, e.Round, e.Predecessor = events.VersionOf(&e), g.writer(), g.state.Round.Number, g.state.Index
 	e.Bookkeeping = g.state.Bookkeeping()
 	if e.Key != nil {
 		e.Lifecycle = g.state.Lifecycle(e.Key.Model)
@@ -121,10 +123,12 @@ func (g *generator) writer() events.NodeID {
 	return node(0)
 }
 
-func (g *generator) openRound(nodes ...int) {
+func (g *generator) openRound(nodes ...int) { g.openRoundOf(events.ModeKeyed, nodes...) }
+
+func (g *generator) openRoundOf(mode events.TrainerMode, nodes ...int) {
 	ev := &events.RoundOpened{Round: g.state.Round.Number + 1, Fingerprint: fmt.Sprintf("10.0.0.1:29500/3/%d", g.state.Round.Number)}
 	for rank, n := range nodes {
-		ev.Members = append(ev.Members, events.Member{Rank: uint64(rank), Node: node(n), Incarnation: fmt.Sprintf("%032x", g.rng.Uint64()), Mode: "keyed"})
+		ev.Members = append(ev.Members, events.Member{Rank: uint64(rank), Node: node(n), Incarnation: fmt.Sprintf("%032x", g.rng.Uint64()), Mode: mode})
 	}
 	g.write(events.Entry{Kind: events.KindRound, Events: []events.Event{{RoundOpened: ev}}})
 }
@@ -152,6 +156,9 @@ func (g *generator) configure(model string, slots []events.SlotConfig) {
 
 func (g *generator) call(model, slot string, args fsm.Args, observations ...fsm.Observation) {
 	c := fsm.Call{Key: fsm.NextKey(g.state, model, slot, args), Observations: observations, Args: args}
+	if g.state.Round.Mode() == events.ModeObserve {
+		c.Outcomes = g.outcomes(g.state.Model(model), slot)
+	}
 	evs, err := fsm.Decide(g.state, c)
 	require.NoError(g.t, err)
 	g.write(events.Entry{Kind: events.KindCall, Key: &c.Key, Site: "train.py:" + fmt.Sprint(80+len(observations)), Events: evs})
@@ -310,7 +317,7 @@ func (g *generator) fault() {
 // another round, by another node than rank 0's, under another number.
 func (g *generator) late() {
 	key := fsm.NextKey(g.state, "aux", "", fsm.Fence{N: 7})
-	base := events.Entry{Version: events.Version, Kind: events.KindCall, Node: g.writer(), Round: g.state.Round.Number, Key: &key, Events: []events.Event{{Fenced: &events.Fenced{N: 7}}}}
+	base := events.Entry{Version: 1, Kind: events.KindCall, Node: g.writer(), Round: g.state.Round.Number, Key: &key, Events: []events.Event{{Fenced: &events.Fenced{N: 7}}}}
 	for _, change := range []func(e *events.Entry){
 		func(e *events.Entry) { e.Predecessor-- },
 		func(e *events.Entry) { e.Round++ },
