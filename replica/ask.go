@@ -38,6 +38,7 @@ func (n *Node) installHandlers() {
 		"register": n.onRegister,
 		"report":   n.onReport,
 		"fault":    n.onFault,
+		"request":  n.onRequest,
 		"history":  n.onHistory,
 		"ask":      n.onAsk,
 	}

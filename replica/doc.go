@@ -4,6 +4,7 @@
 // The files, in reading order:
 //
 //	node.go           Node: opening, asking, draining, closing
+//	start.go          what a node looks at, and makes, before it starts
 //	propose.go        Decide: rank 0's calls become entries, one at a time
 //	machine.go        what raft drives: index, chain, Apply, history, snapshots
 //	nudge.go          committed entries become visible on all ranks at once
@@ -12,11 +13,14 @@
 //	leader.go         admission, replaced nodes, few voters, leadership to rank 0
 //	rounds.go         trainers register; registrations.go until all are there
 //	report.go         shadow verdicts and faults, to the leader and into the log
+//	request.go        what any node asks for at the next fence, likewise
 //	backfill.go       missing history, from any peer, checked against the chain
 //	ask.go            questions to all nodes; draining
 //
 //	datadir.go        the directory's identity and lock
 //	logstore.go       raft's log on disk, behind one constructor
+//	walnosync.go      raft-wal without fsync, for relaxed durability
+//	relaxed.go        and how a crash of the machine is noticed then
 //	anchor.go         what raft v1.7.3 misses in its log after a snapshot
 //	stable.go         and that it cannot bear a full disk
 //

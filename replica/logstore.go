@@ -29,16 +29,33 @@ const (
 	logStoreWAL  = "wal"    // one fsync a commit
 )
 
+// What a decision waits for.
+const (
+	durabilityDurable = "durable" // the disks of a majority of the voters; the default
+	durabilityRelaxed = "relaxed" // their page caches, which outlive a process and not a machine
+)
+
 const logStoreLockTimeout = time.Second
+
+func checkDurability(durability string) error {
+	if durability != durabilityDurable && durability != durabilityRelaxed {
+		return fmt.Errorf("unknown durability %q: expected one of %q", durability, []string{durabilityDurable, durabilityRelaxed})
+	}
+	return nil
+}
 
 // openLogStore opens raft's log and stable store under dir, which must exist.
 // A damaged file is an error here and not a panic later: the log also holds
-// this node's votes, so nothing is repaired or started afresh by itself.
+// this node's votes, so nothing is repaired or started afresh by itself. One that
+// is not synced is marked until it is closed (relaxed.go).
 func openLogStore(kind string, dir string, noFsync bool) (raft.LogStore, raft.StableStore, io.Closer, error) {
 	var s logStore
 	var err error
 	var name string
 	if err := otherStore(kind, dir); err != nil {
+		return nil, nil, nil, err
+	}
+	if err := admit(dir, noFsync, bootID()); err != nil {
 		return nil, nil, nil, err
 	}
 	switch kind {
@@ -56,6 +73,9 @@ func openLogStore(kind string, dir string, noFsync bool) (raft.LogStore, raft.St
 	}
 	if err := recovered(func() error { return readLog(s) }); err != nil {
 		return nil, nil, nil, errors.Join(damaged(name, err), s.Close())
+	}
+	if noFsync {
+		return s, s, settling(s, dir), nil
 	}
 	return s, s, s, nil
 }
@@ -130,7 +150,9 @@ func openBoltStore(name string, noFsync bool) (logStore, error) {
 	}
 	var s *raftboltdb.BoltStore
 	err := recovered(func() (err error) {
-		s, err = raftboltdb.New(raftboltdb.Options{Path: name, NoSync: noFsync, BoltOptions: boltOptions(false)})
+		o := boltOptions(false)
+		o.NoGrowSync = noFsync // NoSync alone still syncs whenever the file grows
+		s, err = raftboltdb.New(raftboltdb.Options{Path: name, NoSync: noFsync, BoltOptions: o})
 		return err
 	})
 	if err != nil {
@@ -195,6 +217,9 @@ func readBucket(b *bbolt.Bucket) error {
 	var previous []byte
 	var sum byte
 	err := b.ForEach(func(k, v []byte) error {
+		if v == nil { // bbolt would look into it at open, in the goroutine that cannot be recovered
+			return fmt.Errorf("expected an entry, got a bucket at key %.32x", k)
+		}
 		if previous != nil && string(previous) >= string(k) {
 			return fmt.Errorf("expected ascending keys, got %.32x after %.32x", k, previous)
 		}
@@ -235,7 +260,7 @@ func boltError(name string, err error) error {
 // and its lock.
 type walStore struct {
 	*wal.WAL
-	meta *metadb.BoltMetaDB
+	meta waltypes.MetaStore
 }
 
 func (s *walStore) Close() error { return errors.Join(s.WAL.Close(), s.meta.Close()) }
@@ -255,7 +280,7 @@ func openWALStore(dir string, noFsync bool) (logStore, error) {
 	s := &walStore{meta: &metadb.BoltMetaDB{}}
 	var vfs waltypes.VFS = walfs.New()
 	if noFsync {
-		vfs = noSyncVFS{vfs}
+		vfs, s.meta = noSyncVFS{vfs}, &noSyncMeta{}
 	}
 	err := recovered(func() (err error) {
 		s.WAL, err = wal.Open(dir, wal.WithMetaStore(s.meta), wal.WithLogger(hclog.NewNullLogger()),
@@ -267,20 +292,3 @@ func openWALStore(dir string, noFsync bool) (logStore, error) {
 	}
 	return s, nil
 }
-
-// noSyncVFS is for simulated clusters: raft-wal has no option for it.
-type noSyncVFS struct{ waltypes.VFS }
-
-func (v noSyncVFS) Create(dir, name string, size uint64) (waltypes.WritableFile, error) {
-	f, err := v.VFS.Create(dir, name, size)
-	return noSyncFile{f}, err
-}
-
-func (v noSyncVFS) OpenWriter(dir, name string) (waltypes.WritableFile, error) {
-	f, err := v.VFS.OpenWriter(dir, name)
-	return noSyncFile{f}, err
-}
-
-type noSyncFile struct{ waltypes.WritableFile }
-
-func (noSyncFile) Sync() error { return nil }

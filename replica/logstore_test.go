@@ -56,9 +56,9 @@ func TestLogStoreOfUnknownKind(t *testing.T) {
 func TestLogStoreHeldByAnother(t *testing.T) {
 	for kind, file := range map[string]string{logStoreBolt: "raft.db", logStoreWAL: "wal-meta.db"} {
 		dir := t.TempDir()
-		_, _, closer, err := openLogStore(kind, dir, true)
+		_, _, closer, err := openLogStore(kind, dir, false)
 		require.NoError(t, err)
-		_, _, _, err = openLogStore(kind, dir, true)
+		_, _, _, err = openLogStore(kind, dir, false)
 		require.ErrorContains(t, err, file)
 		require.ErrorContains(t, err, "locked by another process")
 		require.NoError(t, closer.Close())

@@ -1,13 +1,11 @@
 package replica
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +29,11 @@ type Config struct {
 	Network  Network // how this node reaches the others
 	Logger   *slog.Logger
 	Timing   Timing
+
+	// Durability is "durable" (default), or "relaxed": raft's log and votes are
+	// not synced, so that a machine which crashes may lose decisions; a process
+	// that dies loses none.
+	Durability string
 
 	// SnapshotEvery is how many raft entries lie between two snapshots, and how
 	// many stay behind one; 0: 8192.
@@ -96,6 +99,7 @@ type Node struct {
 	barrier       barrier
 	roster        roster
 	outbox        outbox
+	requester     requester
 	registrations registrations
 	gap           chan struct{} // entries below the head are missing
 
@@ -122,6 +126,10 @@ func Open(cfg Config) (*Node, error) {
 	if cfg.World == 0 || cfg.Rank >= cfg.World {
 		return nil, errorf(events.CodeInvalidInput, "rank %d does not exist in a world of %d: expected 0 to world size - 1", cfg.Rank, cfg.World)
 	}
+	cfg.Durability = cmp.Or(cfg.Durability, durabilityDurable)
+	if err := checkDurability(cfg.Durability); err != nil {
+		return nil, err
+	}
 	if run := cfg.Dir.Run(); run != "" && cfg.Run != "" && run != cfg.Run {
 		return nil, &RunMismatchError{Dir: cfg.Dir.Path(""), What: "run", Have: run, Got: cfg.Run}
 	}
@@ -130,6 +138,7 @@ func Open(cfg Config) (*Node, error) {
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.roster.init()
 	n.outbox.init(cfg.Dir.Boots())
+	n.requester.init(cfg.Dir.Boots())
 	if err := n.start(); err != nil {
 		n.cancel()
 		err = errors.Join(err, n.net.Close())
@@ -169,9 +178,8 @@ func (n *Node) start() error {
 	if err := n.lookForLog(stores); err != nil {
 		return err
 	}
-	n.raft, err = raft.NewRaft(conf, n.machine, n.anchor, &patientStable{StableStore: stores.Stable, log: n.log, done: n.ctx.Done()}, snapshots, n.net.Transport())
-	if err != nil {
-		return fmt.Errorf("starting raft in %s: %w", n.cfg.Dir.Path(""), err)
+	if err := n.startRaft(conf, stores, snapshots); err != nil {
+		return err
 	}
 	if err := n.checkWorld(n.machine.state()); err != nil {
 		return errors.Join(err, n.raft.Shutdown().Error())
@@ -186,124 +194,6 @@ func (n *Node) start() error {
 		n.work.Go(run)
 	}
 	return nil
-}
-
-// refuseLostLog looks before anything is made: a directory that was part of a
-// log has raft's files.
-func (n *Node) refuseLostLog() error {
-	files, err := filepath.Glob(n.cfg.Dir.Path("raft/*"))
-	if err != nil || n.cfg.Dir.Lineage() == "" || len(files) > 0 {
-		return err
-	}
-	return n.lostLog()
-}
-
-func (n *Node) lostLog() error {
-	return errorf(events.CodeUnavailable, "data directory %s was part of log %s, but its raft log is gone: this node might vote twice; move the whole directory aside as evidence and start with an empty one, which is a new node and fetches the history from the others", n.cfg.Dir.Path(""), n.cfg.Dir.Lineage())
-}
-
-// lookForLog sets whether the directory holds no log, so that one may be
-// founded, and refuses one whose log is gone.
-func (n *Node) lookForLog(stores *Stores) error {
-	last, err := stores.Log.LastIndex()
-	if err != nil {
-		return fmt.Errorf("looking for a log in %s: %w", n.cfg.Dir.Path("raft"), err)
-	}
-	list, err := stores.Snapshots.List()
-	if err != nil {
-		return fmt.Errorf("listing raft snapshots: %w", err)
-	}
-	h, _ := n.machine.now()
-	n.empty = last == 0 && len(list) == 0 && h.index == 0
-	if last == 0 && len(list) == 0 && (h.index > 0 || n.cfg.Dir.Lineage() != "") {
-		return n.lostLog()
-	}
-	if n.empty {
-		return undoHalfBootstrap(stores.Stable)
-	}
-	return nil
-}
-
-// undoHalfBootstrap completes nothing and undoes what a crash left of founding:
-// raft writes term 1, then the first entry, and refuses to begin again where it
-// finds a term. No election gives term 1, so nobody voted in it.
-func undoHalfBootstrap(stable raft.StableStore) error {
-	key := []byte("CurrentTerm") // raft's own
-	term, err := stable.GetUint64(key)
-	if err != nil || term != 1 {
-		return nil // nothing there, or more than half
-	}
-	return stable.SetUint64(key, 0)
-}
-
-// raftConfig gives rank 0's node a short election timeout and the others a long
-// one, so that leadership falls to it where nothing speaks against it.
-func (n *Node) raftConfig() *raft.Config {
-	c := raft.DefaultConfig()
-	c.LocalID = raft.ServerID(n.id)
-	c.ProtocolVersion = raft.ProtocolVersionMax
-	c.HeartbeatTimeout = n.cfg.Timing.Election
-	if n.cfg.Rank != 0 {
-		c.HeartbeatTimeout *= 3 // no more: a leader's heartbeats follow from its own timeout
-	}
-	c.ElectionTimeout = c.HeartbeatTimeout
-	c.LeaderLeaseTimeout = n.cfg.Timing.Election
-	c.CommitTimeout = n.cfg.Timing.CommitTimeout
-	if n.cfg.World > 16 {
-		c.CommitTimeout = 50 * time.Millisecond // idle traffic grows with the world
-	}
-	c.SnapshotInterval = 30 * time.Second
-	c.SnapshotThreshold, c.TrailingLogs = 8192, 8192
-	if n.cfg.SnapshotEvery > 0 {
-		c.SnapshotInterval = time.Second
-		c.SnapshotThreshold, c.TrailingLogs = n.cfg.SnapshotEvery, n.cfg.SnapshotEvery
-	}
-	c.BatchApplyCh = true
-	c.NoLegacyTelemetry = true
-	c.Logger = newRaftLogger(n.log)
-	return c
-}
-
-func (n *Node) openStores() (*Stores, error) {
-	if n.cfg.Stores != nil {
-		return n.cfg.Stores, nil
-	}
-	kind := n.cfg.LogStore
-	if kind == "" {
-		kind = "boltdb"
-	}
-	if err := n.refuseLostLog(); err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(n.cfg.Dir.Path("raft"), 0o700); err != nil {
-		return nil, fmt.Errorf("making the directory of the raft log: %w", err)
-	}
-	logs, stable, closer, err := openLogStore(kind, n.cfg.Dir.Path("raft"), false)
-	if err != nil {
-		return nil, err
-	}
-	n.closers = append(n.closers, closer)
-	snapshots, err := raft.NewFileSnapshotStoreWithLogger(n.cfg.Dir.Path("raft"), 2, newRaftLogger(n.log))
-	if err != nil {
-		return nil, fmt.Errorf("opening the snapshots under %s: %w", n.cfg.Dir.Path("raft"), err)
-	}
-	history, err := events.OpenHistory(n.cfg.Dir.Path("history.db"), events.HistoryOptions{Logger: n.log})
-	if err != nil {
-		return nil, err
-	}
-	return &Stores{Log: logs, Stable: stable, Snapshots: snapshots, History: history}, nil
-}
-
-// mustRestore reports whether the newest raft snapshot is ahead of the history,
-// which happens when it came from the leader and the process died before the
-// history followed.
-func (n *Node) mustRestore(snapshots raft.SnapshotStore) (bool, error) {
-	list, err := snapshots.List()
-	if err != nil {
-		return false, fmt.Errorf("listing raft snapshots: %w", err)
-	}
-	h, _ := n.machine.now()
-	return len(list) > 0 && list[0].Index > h.raftIndex, nil
 }
 
 // checkWorld refuses a directory that is of a world of another size: without a
@@ -406,6 +296,7 @@ func (n *Node) Status() Status {
 		Chain:        h.chain,
 		CompleteFrom: n.history.CompleteFrom(),
 		HistoryLag:   n.history.Lag().Records,
+		Durability:   n.cfg.Durability,
 		RaftStats:    n.raft.Stats(),
 	}
 	for _, trouble := range []func() error{n.history.Err, n.anchor.trouble} {

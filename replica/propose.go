@@ -1,9 +1,11 @@
 package replica
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,7 +29,7 @@ var errRetry = errors.New("decide again")
 //
 // Errors: not-authority, round-faulted, unavailable (ctx ended; the outcome is
 // unknown and the call can be repeated), order-mismatch (a number that does not
-// follow).
+// follow), config-mismatch (a node is too old for the call).
 func (n *Node) Decide(ctx context.Context, c fsm.Call) (uint64, error) {
 	if err := n.takeTurn(ctx); err != nil {
 		return 0, err
@@ -85,7 +87,10 @@ func (n *Node) mayDecide(k events.Key) error {
 // propose writes one entry that was decided on s. The entry is applied to a
 // copy first, so that none which cannot be applied enters the log.
 func (n *Node) propose(ctx context.Context, s *fsm.State, e *events.Entry) (uint64, error) {
-	e.Version = entryVersion(s)
+	e.Version = events.VersionOf(e)
+	if known := entryVersion(s); e.Version > known {
+		return 0, errorf(events.CodeConfigMismatch, "this %s needs log format %d, but %s knows only format %d: upgrade esperd on that node", e.Kind, e.Version, oldestNode(s), known)
+	}
 	e.Node, e.Round, e.Predecessor = n.id, s.Round.Number, s.Index
 	e.Bookkeeping = s.Bookkeeping()
 	if e.Key != nil {
@@ -124,6 +129,12 @@ func entryVersion(s *fsm.State) uint64 {
 		v = min(v, max(n.Version, 1))
 	}
 	return v
+}
+
+// oldestNode names the node that knows the least.
+func oldestNode(s *fsm.State) string {
+	oldest := slices.MinFunc(s.Nodes, func(a, b fsm.Node) int { return cmp.Compare(a.Version, b.Version) })
+	return fmt.Sprintf("node %s (%s)", oldest.ID, cmp.Or(oldest.Host, "host unknown"))
 }
 
 // proposalFailed waits a moment before the next try: leadership has to settle,

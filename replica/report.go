@@ -84,9 +84,9 @@ func (o *outbox) drained() <-chan struct{} {
 	return o.empty
 }
 
-// Report queues a shadow verdict for the log and returns at once. It arrives at
-// least once and is recorded once.
-func (n *Node) Report(v events.ShadowVerdict) { n.outbox.add(events.Event{ShadowVerdict: &v}) }
+// Report queues what this rank has to tell (fsm.Reports) for the log and returns
+// at once. It arrives at least once and is recorded once.
+func (n *Node) Report(ev events.Event) { n.outbox.add(ev) }
 
 func (n *Node) sendReports() {
 	for {
@@ -126,20 +126,35 @@ func (n *Node) onReport(ctx context.Context, req []byte) (any, error) {
 		return nil, errNotLeader
 	}
 	return nil, n.write(ctx, func(s *fsm.State) (*events.Entry, error) {
-		known := s.Source(r.Node).Sequence
-		var evs []events.Event
-		for i, ev := range r.Items {
-			v := ev.ShadowVerdict
-			if v != nil && r.First+uint64(i) > known && (v.Key.Round != s.Round.Number || v.Rank < uint64(len(s.Round.Members))) {
-				evs = append(evs, ev)
-			}
+		e, dropped := r.entry(s)
+		if dropped > 0 {
+			n.log.Warn("reports that an older node could not read are dropped: upgrade esperd on it", "count", dropped, "older", oldestNode(s))
 		}
-		if len(evs) == 0 {
-			return nil, nil
-		}
-		evs = append(evs, events.Event{Reported: &events.Reported{Node: r.Node, Sequence: r.First + uint64(len(r.Items)) - 1}})
-		return &events.Entry{Kind: events.KindReport, Events: evs}, nil
+		return e, nil
 	})
+}
+
+// entry holds those of the reports that are new and that every node can read; nil
+// if there are none. Were the others kept until there is no older node, they
+// would hold up all that come after them.
+func (r *reports) entry(s *fsm.State) (e *events.Entry, dropped int) {
+	e = &events.Entry{Kind: events.KindReport}
+	known, readable := s.Source(r.Node).Sequence, entryVersion(s)
+	for i, ev := range r.Items {
+		v := fsm.Reports(&ev)
+		switch {
+		case v == nil || r.First+uint64(i) <= known || v.Round == s.Round.Number && v.Rank >= uint64(len(s.Round.Members)):
+		case events.VersionOf(&events.Entry{Events: []events.Event{ev}}) > readable:
+			dropped++
+		default:
+			e.Events = append(e.Events, ev)
+		}
+	}
+	if len(e.Events) == 0 {
+		return nil, dropped
+	}
+	e.Events = append(e.Events, events.Event{Reported: &events.Reported{Node: r.Node, Sequence: r.First + uint64(len(r.Items)) - 1}})
+	return e, dropped
 }
 
 // Fault ends the round for all ranks and returns when that is applied here.
@@ -171,8 +186,18 @@ func (n *Node) onFault(ctx context.Context, req []byte) (any, error) {
 		if s.Round.Number != f.Round || s.Round.Fault != nil {
 			return nil, nil
 		}
-		return &events.Entry{Kind: events.KindFault, Events: []events.Event{{RoundFaulted: &f}}}, nil
+		return faultEntry(s, f), nil
 	})
+}
+
+// faultEntry leaves out what an older node could not read: that the round is over
+// matters more than why.
+func faultEntry(s *fsm.State, f events.RoundFaulted) *events.Entry {
+	e := &events.Entry{Kind: events.KindFault, Events: []events.Event{{RoundFaulted: &f}}}
+	if events.VersionOf(e) > entryVersion(s) {
+		f.Reason = ""
+	}
+	return e
 }
 
 var errNotLeader = &Error{Code: events.CodeUnavailable, Reason: "this node does not lead"}

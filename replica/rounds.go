@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -20,6 +21,7 @@ type registration struct {
 	Registration
 	Node    events.NodeID `cbor:"6,keyasint"`
 	Address string        `cbor:"7,keyasint"`
+	since   time.Time     // the leader first heard of this incarnation
 	seen    time.Time
 }
 
@@ -97,8 +99,11 @@ func (n *Node) onRegister(ctx context.Context, req []byte) (any, error) {
 		return nil, errorf(events.CodeUnavailable, "node %s is not part of the log yet", r.Node)
 	}
 	open := n.State().Round.Number
-	r.seen = time.Now()
-	missing, complete := n.registrations.put(n.State().Round, r)
+	r.seen, r.Mode = time.Now(), cmp.Or(r.Mode, events.ModeKeyed)
+	missing, complete, err := n.registrations.put(n.State().Round, r)
+	if err != nil {
+		return nil, err
+	}
 	if complete == nil {
 		return registered{Missing: missing, Round: open}, nil
 	}

@@ -48,7 +48,8 @@ type Status struct {
 	Index        uint64        // of the last applied entry
 	Chain        events.Digest
 	CompleteFrom uint64
-	HistoryLag   int // records that are not yet on disk
+	HistoryLag   int    // records that are not yet on disk
+	Durability   string // "durable" or "relaxed"
 	RaftStats    map[string]string
 }
 
