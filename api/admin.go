@@ -24,10 +24,18 @@ type State struct {
 	Chain        events.Digest `json:"chain"`
 	Bookkeeping  events.Digest `json:"bookkeeping"`
 	CompleteFrom uint64        `json:"complete_from" doc:"first index of the history that is here without a gap"`
+	Durability   string        `json:"durability" enum:"durable,relaxed" doc:"relaxed: this node syncs neither log nor votes, so that a crash of its machine or a power loss may lose decisions which trainers have acted on"`
 	Problem      string        `json:"problem,omitempty" doc:"what keeps this node from serving"`
 
-	Round  *Round  `json:"round,omitempty"`
-	Models []Model `json:"models"`
+	Round    *Round           `json:"round,omitempty"`
+	Models   []Model          `json:"models"`
+	Requests []PendingRequest `json:"requests" doc:"what waits for its model's next fence"`
+}
+
+// PendingRequest is a request with its place.
+type PendingRequest struct {
+	Index uint64 `json:"index"`
+	events.Requested
 }
 
 // Round is the current run of the trainers.
@@ -87,6 +95,10 @@ type Rank struct {
 	Last          *LastCall     `json:"last,omitempty" doc:"last answered call of the model asked for, or else of any"`
 	Recent        []LastCall    `json:"recent,omitempty" doc:"last answered calls of that model, newest first"`
 	Waiting       []Arrival     `json:"waiting,omitempty"`
+	Busy          *Busy         `json:"busy,omitempty" doc:"what its trainer said to be doing"`
+	Misplaced     uint64        `json:"misplaced" doc:"calls in another order than rank 0's, in a round that went on (ordering warn, mode observe)"`
+	MissingCalls  uint64        `json:"missing_calls" doc:"calls that either this rank or rank 0 made alone, likewise"`
+	Differing     uint64        `json:"differing" doc:"outcomes of its own that were not rank 0's (mode observe)"`
 	Unreachable   string        `json:"unreachable,omitempty" doc:"why its node could not be asked"`
 }
 
@@ -105,6 +117,14 @@ type Arrival struct {
 	Site    string      `json:"site,omitempty"`
 	Seconds float64     `json:"seconds" doc:"how long it has waited"`
 	Missing []uint64    `json:"missing,omitempty" doc:"ranks it waits for"`
+	Busy    []Busy      `json:"busy,omitempty" doc:"what those of them do that have said so"`
+}
+
+// Busy is what a rank's trainer said to be doing instead of calling.
+type Busy struct {
+	Rank    uint64  `json:"rank"`
+	Reason  string  `json:"reason"`
+	Seconds float64 `json:"seconds" doc:"left"`
 }
 
 // Unreachable is a node that did not answer.

@@ -87,3 +87,44 @@ type ObserveRequest struct {
 type Observed struct {
 	Pending int `json:"pending" doc:"observations that ride with the model's next numbered call"`
 }
+
+// ResetRequest is the body of POST /v1/reset: a fence that starts the model's
+// next generation.
+type ResetRequest struct {
+	Call
+}
+
+// RequestRequest is the body of POST /v1/requests, which is no numbered call.
+type RequestRequest struct {
+	Session   string        `json:"session,omitempty" doc:"of the trainer that asks; absent: an operator does"`
+	Model     string        `json:"model,omitempty" default:"main"`
+	Action    events.Action `json:"action" enum:"prune"`
+	Slot      string        `json:"slot"`
+	Seed      uint64        `json:"seed,omitempty" doc:"germination count of the seed that is meant; absent: the one that the trainer sees, or else that is there now"`
+	Reason    string        `json:"reason,omitempty" maxLength:"1024"`
+	Initiator string        `json:"initiator,omitempty" doc:"who asks; absent: the trainer's rank, or operator" maxLength:"256"`
+}
+
+// Requested answers RequestRequest: the request is in the log.
+type Requested struct {
+	Index uint64 `json:"index" doc:"of the request's entry; the same as before for one that was pending already"`
+}
+
+// BusyRequest is the body of POST /v1/busy: this rank makes no call for a while,
+// and the others wait for it without giving up.
+type BusyRequest struct {
+	Session string  `json:"session" doc:"as POST /v1/session returned it"`
+	Reason  string  `json:"reason" maxLength:"256" doc:"such as evaluation"`
+	Seconds float64 `json:"seconds" minimum:"0" maximum:"604800" doc:"from now; 0: not busy any more"`
+}
+
+// CloseRequest is the body of POST /v1/close: the trainer ends.
+type CloseRequest struct {
+	Session string `json:"session" doc:"as POST /v1/session returned it"`
+	Failed  string `json:"failed,omitempty" maxLength:"1024" doc:"why, if it fails: the round is over for all ranks then"`
+}
+
+// OK answers what has nothing else to say.
+type OK struct {
+	OK bool `json:"ok"`
+}

@@ -25,9 +25,11 @@ type SessionRequest struct {
 	Run         string `json:"run_id,omitempty" doc:"run that the trainer believes to be in; empty: any"`
 	Incarnation string `json:"incarnation" doc:"32 hexadecimal digits, random, chosen once per trainer process; kept when reconnecting" pattern:"^[0-9a-f]{32}$"`
 	Fingerprint string `json:"fingerprint,omitempty" doc:"tells one rendezvous from another, the same on all ranks: MASTER_ADDR:MASTER_PORT/WORLD_SIZE/restart count" maxLength:"512"`
-	Mode        string `json:"mode,omitempty" enum:"keyed" default:"keyed" doc:"keyed: every rank makes the same calls"`
-	Ordering    string `json:"ordering,omitempty" enum:"strict" default:"strict" doc:"strict: calls are matched by number"`
+	Mode        string `json:"mode,omitempty" enum:"keyed,follow,observe" default:"keyed" doc:"the same on all ranks; keyed: every rank makes the same calls; follow: rank 0 makes them, the others only fence; observe: calls tell what the trainers did by themselves, and nothing is decided"`
+	Ordering    string `json:"ordering,omitempty" enum:"strict,warn" default:"strict" doc:"strict: calls are matched by number; warn: by operation, slot and occurrence since the last fence, and what does not fit is recorded"`
 	Model       string `json:"model,omitempty" default:"main" maxLength:"64"`
+
+	Detached bool `json:"detached,omitempty" doc:"the process that sends this is not the trainer itself: that it ends says nothing; else the end of a process that has not closed its session ends the round for all ranks"`
 
 	Slots       []SlotRequest      `json:"slots,omitempty" doc:"the model's slots, in slot order; absent: as the log has them"`
 	Gates       *events.GateConfig `json:"gates,omitempty" doc:"thresholds of every slot that names none of its own; absent: the defaults"`
@@ -36,7 +38,12 @@ type SessionRequest struct {
 	Answered *uint64 `json:"answered,omitempty" doc:"reconnecting: number of the last call that was answered; with it go round and lineage"`
 	Round    uint64  `json:"round,omitempty" doc:"reconnecting: the session's"`
 	Lineage  string  `json:"lineage,omitempty" doc:"reconnecting: the session's"`
-	Site     string  `json:"site,omitempty" doc:"where the trainer called from, as train.py:88" maxLength:"256"`
+
+	FenceIndex uint64   `json:"fence_index,omitempty" doc:"reconnecting, unless keyed and strict: index of the entry of the last fence call that was answered, or of the session"`
+	Fences     uint64   `json:"fences,omitempty" doc:"reconnecting in the mode observe: fences that were answered"`
+	Matched    []uint64 `json:"matched,omitempty" doc:"reconnecting with ordering warn: indexes of the entries that answered the calls since then" maxItems:"100000"`
+
+	Site string `json:"site,omitempty" doc:"where the trainer called from, as train.py:88" maxLength:"256"`
 }
 
 // SlotRequest is one slot of a model.
@@ -62,6 +69,14 @@ type SessionAnswer struct {
 	Epoch      int64         `json:"epoch" doc:"last stepped epoch, -1: none"`
 	Index      uint64        `json:"index" doc:"log index of the cursor"`
 	Slots      []Slot        `json:"slots"`
+	Word       *Word         `json:"word,omitempty" doc:"absent where the file could not be made"`
+}
+
+// Word is where the trainer may look, at the cost of a memory read, whether the
+// log has something new for it.
+type Word struct {
+	Path   string `json:"path" doc:"of a file to map for reading"`
+	Offset int64  `json:"offset" doc:"of 8 bytes, an unsigned number in the machine's byte order: index of the newest entry that concerns the model, which are its calls, requests for it, and the end or the beginning of a round; 0: none since this esperd was started"`
 }
 
 // Call is what every numbered call carries beside its own arguments.
@@ -72,6 +87,8 @@ type Call struct {
 	Fence        uint64        `json:"fence" doc:"fences among the calls before it"`
 	Site         string        `json:"site,omitempty" maxLength:"256" doc:"where the trainer called from, as train.py:88"`
 	Observations []Observation `json:"observations,omitempty" doc:"what was observed since the last answered call, oldest first; of a slot that is there twice, a later field replaces the earlier one"`
+
+	Outcomes []events.Outcome `json:"outcomes,omitempty" doc:"mode observe only: what the trainer did by itself, to the call's slot, or at a step to all slots"`
 }
 
 // Observation is what one rank measured of a slot's seed.

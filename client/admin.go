@@ -2,6 +2,7 @@ package client
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -17,7 +18,9 @@ import (
 
 const lineBytesMax = 64 << 20 // of one followed entry: as long as the longest, as JSON
 
-// Admin reads what one node knows.
+const requestsPath = "/v1/requests"
+
+// Admin reads what one node knows, and asks it for something.
 type Admin struct {
 	base string
 	http *http.Client
@@ -46,12 +49,7 @@ func (a *Admin) Get(ctx context.Context, path string, out any) error {
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return err
-	}
-	return decode(resp.StatusCode, body, out)
+	return readBody(resp, out)
 }
 
 func (a *Admin) get(ctx context.Context, path string) (*http.Response, error) {
@@ -59,11 +57,25 @@ func (a *Admin) get(ctx context.Context, path string) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	return a.do(req)
+}
+
+func (a *Admin) do(req *http.Request) (*http.Response, error) {
 	resp, err := a.http.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("esperd does not answer: %w; is it running, and is this its socket or address?", err)
 	}
 	return resp, nil
+}
+
+// readBody reads an answer to its end.
+func readBody(resp *http.Response, out any) error {
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	return decode(resp.StatusCode, body, out)
 }
 
 // State reads /v1/state.
@@ -102,6 +114,32 @@ func (a *Admin) Ready(ctx context.Context) error {
 	return err
 }
 
+// Request asks, as an operator, for something at a model's next fence. Over the
+// admin door it needs esperd's token; over the socket that is "".
+func (a *Admin) Request(ctx context.Context, token string, r api.RequestRequest) (*api.Requested, error) {
+	body, err := encode(r)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, a.base+requestsPath, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := a.do(req)
+	if err != nil {
+		return nil, err
+	}
+	out := new(api.Requested)
+	if err := readBody(resp, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // Events reads a page of the log: at most limit entries (1 to 10,000) from an
 // index on; 0 is where the node's history begins.
 func (a *Admin) Events(ctx context.Context, from, limit uint64) (*api.Events, error) {
@@ -115,14 +153,10 @@ func (a *Admin) Follow(ctx context.Context, from uint64, each func(api.Entry) er
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			return err
-		}
-		return decode(resp.StatusCode, body, nil)
+		return readBody(resp, nil)
 	}
+	defer resp.Body.Close()
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, lineBytesMax)
 	for lines.Scan() {

@@ -65,9 +65,18 @@ func (c *Client) Fence(ctx context.Context, n int64) (*api.Fence, error) {
 	return c.fenced(ctx, "/v1/fence", func(k api.Call) any { return api.FenceRequest{Call: k, N: n} })
 }
 
+// Reset starts the model's next generation: all slots are empty, and epochs
+// count from 0. It is a fence.
+func (c *Client) Reset(ctx context.Context) (*api.Fence, error) {
+	return c.fenced(ctx, "/v1/reset", func(k api.Call) any { return api.ResetRequest{Call: k} })
+}
+
 func (c *Client) done(ctx context.Context, slot string, op events.Op, fill func(api.Call) any) (*api.Done, error) {
 	var d api.Done
-	err := c.call(ctx, slotPath(slot, op), fill, &d, func() { c.noteSlot(slot, d.Seed, d.Stage, d.Alpha) })
+	err := c.call(ctx, slotPath(slot, op), fill, &d, func() uint64 {
+		c.noteSlot(slot, func(s *api.Slot) { s.Germinations, s.Stage, s.Alpha = d.Seed, d.Stage, d.Alpha })
+		return d.Index
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +85,10 @@ func (c *Client) done(ctx context.Context, slot string, op events.Op, fill func(
 
 func (c *Client) decision(ctx context.Context, slot string, op events.Op, fill func(api.Call) any) (*api.Decision, error) {
 	var d api.Decision
-	err := c.call(ctx, slotPath(slot, op), fill, &d, func() { c.noteStage(slot, d.Stage) })
+	err := c.call(ctx, slotPath(slot, op), fill, &d, func() uint64 {
+		c.noteSlot(slot, func(s *api.Slot) { s.Stage = d.Stage })
+		return d.Index
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -85,9 +97,10 @@ func (c *Client) decision(ctx context.Context, slot string, op events.Op, fill f
 
 func (c *Client) fenced(ctx context.Context, path string, fill func(api.Call) any) (*api.Fence, error) {
 	var f api.Fence
-	err := c.call(ctx, path, fill, &f, func() {
+	err := c.call(ctx, path, fill, &f, func() uint64 {
 		c.fence++
 		c.slots = slices.Clone(f.Slots) // the caller keeps f
+		return f.Index
 	})
 	if err != nil {
 		return nil, err
@@ -95,23 +108,21 @@ func (c *Client) fenced(ctx context.Context, path string, fill func(api.Call) an
 	return &f, nil
 }
 
+const slotPrefix = "/v1/slots/" // of every call that is no fence
+
 func slotPath(slot string, op events.Op) string {
-	return "/v1/slots/" + url.PathEscape(slot) + "/" + string(op)
+	return slotPrefix + url.PathEscape(slot) + "/" + string(op)
 }
 
-// noteSlot is called with mu held, as noteStage.
-func (c *Client) noteSlot(slot string, seed uint64, stage events.Stage, alpha float64) {
-	for i := range c.slots {
-		if s := &c.slots[i]; s.Name == slot {
-			s.Germinations, s.Stage, s.Alpha = seed, stage, alpha
-		}
+// noteSlot is called with mu held. In the mode follow, what rank 0 decides is
+// seen at fences, by rank 0 too.
+func (c *Client) noteSlot(slot string, change func(*api.Slot)) {
+	if c.o.Mode == events.ModeFollow {
+		return
 	}
-}
-
-func (c *Client) noteStage(slot string, stage events.Stage) {
 	for i := range c.slots {
 		if c.slots[i].Name == slot {
-			c.slots[i].Stage = stage
+			change(&c.slots[i])
 		}
 	}
 }

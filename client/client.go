@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,6 +17,8 @@ import (
 )
 
 const (
+	orderingWarn = "warn"
+
 	// DefaultConnectMax is how long Connect waits for esperd to open its door.
 	DefaultConnectMax = 30 * time.Second
 
@@ -31,6 +34,9 @@ type Options struct {
 	Run         string // "": any
 	Fingerprint string // the same on all ranks; see api.SessionRequest
 	Incarnation string // "": random
+
+	Mode     events.TrainerMode // "": keyed; the same on all ranks
+	Ordering string             // "strict" or "warn"; "": strict
 
 	Model       string // "": api.DefaultModel
 	Slots       []api.SlotRequest
@@ -54,7 +60,11 @@ type Client struct {
 	answered bool // call 0 was
 	slots    []api.Slot
 
-	observed riders.Riders // since the last answered call
+	fencedAt uint64   // index of the entry of the last fence, or of the session
+	matched  []uint64 // and of the calls since then; see remembers
+
+	observed riders.Riders    // since the last answered call
+	told     []events.Outcome // for the next one
 }
 
 // Connect opens a session and returns when the trainers of all ranks are there
@@ -109,7 +119,8 @@ func (c *Client) Model(ctx context.Context, name string) (*Client, error) {
 	return Connect(ctx, c.conn.socket, o)
 }
 
-// Close ends the connection. The session stays, for whoever reconnects.
+// Close ends the connection. The session stays: it is also that of the trainer's
+// other models, and for whoever reconnects. A trainer that ends says End first.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -141,11 +152,14 @@ func (c *Client) Observe(slot string, r api.Readings) {
 // openSession is called with mu held, or before the client is shared.
 func (c *Client) openSession(ctx context.Context, site string) error {
 	req := api.SessionRequest{Protocol: api.ProtocolVersion, Rank: c.o.Rank, WorldSize: c.o.World, Run: c.o.Run,
-		Incarnation: c.o.Incarnation, Fingerprint: c.o.Fingerprint, Model: c.o.Model,
+		Incarnation: c.o.Incarnation, Fingerprint: c.o.Fingerprint, Mode: c.o.Mode, Ordering: c.o.Ordering, Model: c.o.Model,
 		Slots: c.o.Slots, Gates: c.o.Gates, AutoForward: c.o.AutoForward, Site: site}
 	if c.answered {
 		last := c.next - 1
 		req.Answered, req.Round, req.Lineage = &last, c.session.Round, c.session.Lineage
+		if c.remembers() {
+			req.FenceIndex, req.Fences, req.Matched = c.fencedAt, c.fence, c.matched
+		}
 	}
 	body, err := encode(req)
 	if err != nil {
@@ -159,34 +173,57 @@ func (c *Client) openSession(ctx context.Context, site string) error {
 	if err := decode(status, answer, &session); err != nil {
 		return err
 	}
+	if !c.answered {
+		c.fencedAt = session.Index
+	}
 	c.session, c.open, c.answered = session, true, true
 	c.next, c.fence, c.slots = c.session.NextCall, c.session.NextFence, slices.Clone(c.session.Slots)
 	return nil
 }
 
+// remembers reports whether the numbers of this client's calls do not tell which
+// entries answered them, so that one that reconnects has to say it.
+func (c *Client) remembers() bool {
+	return c.o.Ordering == orderingWarn || c.o.Mode != "" && c.o.Mode != events.ModeKeyed
+}
+
 // call makes one numbered call. fill returns its body, given what every call
-// carries; note is called when out is the answer.
-func (c *Client) call(ctx context.Context, path string, fill func(api.Call) any, out any, note func()) error {
+// carries; note is called when out is the answer, and returns its index.
+func (c *Client) call(ctx context.Context, path string, fill func(api.Call) any, out any, note func() uint64) error {
 	site := site()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	body, err := encode(fill(api.Call{Session: c.o.Incarnation, Model: c.o.Model, Call: c.next, Fence: c.fence, Site: site, Observations: c.observed.Board()}))
+	body, err := encode(fill(api.Call{Session: c.o.Incarnation, Model: c.o.Model, Call: c.next, Fence: c.fence, Site: site,
+		Observations: c.observed.Board(), Outcomes: c.told}))
 	if err == nil {
 		err = c.persist(ctx, path, site, body, out)
 	}
 	var p *Problem
 	switch {
 	case err == nil:
-		c.next++
-		c.observed.Land()
-		note()
+		c.landed(note(), strings.HasPrefix(path, slotPrefix))
 	case errors.As(err, &p) && p.Index > 0: // refused, in the log
-		c.next++
-		c.observed.Land()
+		c.landed(p.Index, strings.HasPrefix(path, slotPrefix))
 	case errors.As(err, &p) && p.Status < 500: // certainly not in the log
 		c.observed.Stay()
+		c.told = nil
 	}
 	return err
+}
+
+// landed takes note of an answered call, and of the entry that answered it; 0:
+// the trainer's own word did.
+func (c *Client) landed(index uint64, ofSlot bool) {
+	c.next++
+	c.observed.Land()
+	c.told = nil
+	switch {
+	case index == 0:
+	case !ofSlot:
+		c.fencedAt, c.matched = index, nil
+	case c.o.Ordering == orderingWarn:
+		c.matched = append(c.matched, index)
+	}
 }
 
 // persist makes a call until it is answered. A lost connection is opened again

@@ -6,5 +6,6 @@
 // that a call happens once. It is what the Python client does, for tests,
 // benchmarks and the demonstration.
 //
-// An Admin reads what a node knows, over the same socket or the admin door.
+// An Admin reads what a node knows, and makes an operator's requests, over the
+// same socket or the admin door.
 package client

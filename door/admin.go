@@ -71,8 +71,12 @@ func (s *Server) state() *api.State {
 	st, head := s.replica.Status(), s.replica.State()
 	out := &api.State{Run: st.Run, Lineage: st.Lineage, Node: s.node, Rank: s.rank, World: s.world, Version: s.version,
 		Phase: string(st.Phase), Role: st.Role, Voter: st.Voter, Leader: st.Leader, Quorum: st.Leader != "",
-		Index: st.Index, Chain: st.Chain, Bookkeeping: head.Bookkeeping(), CompleteFrom: st.CompleteFrom, Problem: st.Problem,
-		Models: make([]api.Model, len(head.Models))}
+		Index: st.Index, Chain: st.Chain, Bookkeeping: head.Bookkeeping(), CompleteFrom: st.CompleteFrom,
+		Durability: st.Durability, Problem: st.Problem,
+		Models: make([]api.Model, len(head.Models)), Requests: make([]api.PendingRequest, len(head.Requests))}
+	for i, r := range head.Requests {
+		out.Requests[i] = api.PendingRequest{Index: r.Index, Requested: r.Asked}
+	}
 	if r := head.Round; r.Number > 0 {
 		out.Round = &api.Round{Number: r.Number, Fingerprint: r.Fingerprint, Members: r.Members, Fault: r.Fault}
 	}
@@ -133,7 +137,7 @@ func (s *Server) divergences(ctx context.Context) *api.Divergences {
 		}
 	}
 	for _, m := range head.Round.Members {
-		if n := head.Round.Disagreed(m.Rank); n > 0 {
+		if n := head.Round.Tally(m.Rank).Disagreements; n > 0 {
 			out.Verdicts = append(out.Verdicts, api.VerdictCount{Rank: m.Rank, Count: n})
 		}
 	}

@@ -44,6 +44,7 @@ func TestBothDoorsReadTheSame(t *testing.T) {
 			require.Equal(t, "run-1", st.Run)
 			require.Equal(t, uint64(1), st.Rank)
 			require.Equal(t, "follower", st.Role)
+			require.Equal(t, "durable", st.Durability)
 			require.True(t, st.Quorum)
 			require.Equal(t, uint64(1), st.Round.Number)
 			require.Len(t, st.Round.Members, 2)
@@ -255,7 +256,8 @@ func TestTheDocumentNamesEveryPath(t *testing.T) {
 		require.NoError(t, a.Get(j.ctx(), "/openapi.json", &doc))
 	}
 	require.Equal(t, "3.1.0", doc.OpenAPI)
-	want := map[string]string{"/v1/session": "post", "/v1/fence": "post", "/v1/epochs/{epoch}/step": "post"}
+	want := map[string]string{"/v1/session": "post", "/v1/fence": "post", "/v1/epochs/{epoch}/step": "post", "/v1/reset": "post",
+		"/v1/requests": "post", "/v1/busy": "post", "/v1/close": "post"}
 	for _, op := range []string{"germinate", "observe", "advance", "verdict", "prune", "schedule_prune", "alpha_target"} {
 		want["/v1/slots/{slot}/"+op] = "post"
 	}

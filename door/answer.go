@@ -7,19 +7,16 @@ import (
 )
 
 // answer computes the answer to a call from its entry and the state after it.
-func (s *Server) answer(t *track, e *events.Entry, index uint64, next *fsm.State, c call, list []fsm.Observation) *answered {
-	a := &answered{key: *e.Key, index: index}
-	var local *events.Verdict
-	if t.shadow != nil {
-		local = t.shadow.follow(e, list, c.args)
-	}
-	m := next.Model(t.model)
+func (s *Server) answer(t *track, found *matched, c call, list []fsm.Observation) *answered {
+	e, index := found.entry, found.index
+	a := &answered{index: index}
+	local := s.ownVerdict(t, found, c, list)
+	m := found.after.Model(t.model)
 	switch {
 	case refused(e) != nil:
 		a.problem = refusal(e, index)
 	case e.Key.Op.Fence():
 		a.body = &api.Fence{Epoch: m.Epoch, Index: index, Changes: changes(t.fenced, m), Slots: api.SlotsOf(m)}
-		t.fenced = m
 	case verdictOf(e) != nil:
 		a.body = s.decision(m, e, index, c, local)
 	default:
@@ -52,10 +49,7 @@ func (s *Server) decision(m *fsm.Model, e *events.Entry, index uint64, c call, l
 	}
 	own := listed(*local)
 	d.Local, d.Agreed = &own, own.Passed == d.Passed
-	if !d.Agreed {
-		s.metrics.disagreements.Inc()
-		s.replica.Report(events.ShadowVerdict{Rank: s.rank, Index: index, Key: *e.Key, Site: c.Site, Verdict: *local})
-	}
+	s.disagree(e, index, c.Site, local)
 	return d
 }
 

@@ -62,18 +62,84 @@ func (s *Server) numbered(ctx context.Context, c call) (any, error) {
 
 func (s *Server) answerCall(ctx context.Context, t *track, c call) (*answered, *api.Problem) {
 	key := fsm.NextKey(t.cursor, t.model, c.slot, c.args)
-	if t.last != nil && c.Call.Call == t.last.key.Call {
+	key.Call = t.next // a follower's own number
+	if t.last != nil && c.Call.Call+1 == t.next {
 		return s.repeat(ctx, t, c, key)
 	}
 	if p := standing(s.replica.State(), t.round); p != nil {
 		return nil, p
 	}
+	key.Fence = t.fences
 	if c.Call.Call != key.Call || c.Fence != key.Fence {
 		return nil, problemf(events.CodeInvalidInput, "model %s: expected call %d after %d fences (or the last call once more), got call %d after %d: number calls and fences without a gap",
 			t.model, key.Call, key.Fence, c.Call.Call, c.Fence)
 	}
+	if p := s.permitted(t, c); p != nil {
+		return nil, p
+	}
+	if t.tells.Load() != nil {
+		return s.tell(t, c, key), nil
+	}
 	list := observations(t.observed.Board(), c.Observations)
-	index, p := s.indexOf(ctx, t, fsm.Call{Key: key, Site: c.Site, Observations: list, Args: c.args})
+	m, p := s.match(ctx, t, fsm.Call{Key: key, Site: c.Site, Observations: list, Args: c.args})
+	if p != nil {
+		return nil, p
+	}
+	a := s.answer(t, m, c, list)
+	a.key = key
+	t.observed.Land()
+	t.land(m, a)
+	s.ledger.answered(api.LastCall{Rank: s.rank, Key: key, Site: c.Site})
+	return a, nil
+}
+
+// permitted refuses calls that the round's mode has no place for. Their numbers
+// stay free.
+func (s *Server) permitted(t *track, c call) *api.Problem {
+	op := c.args.Op()
+	switch {
+	case t.mode == events.ModeFollow && s.rank != 0 && !op.Fence():
+		return problemf(events.CodeNotAuthority, "%s%s: in the mode follow rank 0 alone makes this call, and this is rank %d: put it under `if rank == 0`, and apply the changes that the next fence returns (or connect with mode keyed on all ranks)",
+			op, at(c.Site), s.rank)
+	case t.mode != events.ModeObserve && c.Outcomes != nil:
+		return problemf(events.CodeInvalidInput, "%s: outcomes belong to the mode observe, and round %d is in the mode %s: leave them out", op, t.round, t.mode)
+	}
+	return nil
+}
+
+// matched is rank 0's entry that answers a call, with the state after it.
+type matched struct {
+	index uint64
+	entry *events.Entry
+	after *fsm.State
+
+	// skipped are the entries of the model before it that answered no call of
+	// this rank; the first of them may be any, the others follow without a gap.
+	skipped []placed
+}
+
+type placed struct {
+	index uint64
+	entry *events.Entry
+}
+
+// match finds the entry that answers a call, as the session's mode and ordering
+// want it.
+func (s *Server) match(ctx context.Context, t *track, c fsm.Call) (*matched, *api.Problem) {
+	switch {
+	case s.rank == 0 || t.mode == events.ModeKeyed && !t.warns:
+		return s.matchNumber(ctx, t, c)
+	case t.mode == events.ModeFollow:
+		return s.matchFence(ctx, t, c)
+	default:
+		return s.matchOccurrence(ctx, t, c)
+	}
+}
+
+// matchNumber matches a call with the entry of its number: rank 0's own becomes
+// one.
+func (s *Server) matchNumber(ctx context.Context, t *track, c fsm.Call) (*matched, *api.Problem) {
+	index, p := s.indexOf(ctx, t, c)
 	if p != nil {
 		return nil, p
 	}
@@ -81,18 +147,14 @@ func (s *Server) answerCall(ctx context.Context, t *track, c call) (*answered, *
 	if p != nil {
 		return nil, p
 	}
-	if key != *e.Key {
-		return nil, s.mismatch(ctx, key, c.Site, e, index)
+	if c.Key != *e.Key {
+		return nil, s.mismatch(ctx, c.Key, c.Site, e, index)
 	}
-	next, p := s.stateAfter(ctx, t.cursor, index)
+	after, p := s.stateAfter(ctx, t.cursor, index)
 	if p != nil {
 		return nil, p
 	}
-	a := s.answer(t, e, index, next, c, list)
-	t.observed.Land()
-	t.cursor, t.last = next, a
-	s.ledger.answered(api.LastCall{Rank: s.rank, Key: key, Site: c.Site})
-	return a, nil
+	return &matched{index: index, entry: e, after: after}, nil
 }
 
 // observations merges lists, the oldest first: an entry holds one of each slot
@@ -120,10 +182,15 @@ func (s *Server) repeat(ctx context.Context, t *track, c call, next events.Key) 
 	if key == t.last.key {
 		return t.last, nil
 	}
+	if t.tells.Load() != nil { // nothing of it is in the log, and nothing ends because of it
+		return nil, problemf(events.CodeInvalidInput, "model %s: %s is another call than the one that was answered under that number, %s: number calls without a gap",
+			t.model, describe(key, c.Site), describe(t.last.key, ""))
+	}
 	e, p := s.entry(t.last.index)
 	if p != nil {
 		return nil, p
 	}
+	key.Call = e.Key.Call // numbers may be each rank's own
 	if p := standing(s.replica.State(), t.round); p != nil {
 		return nil, p
 	}
@@ -145,7 +212,7 @@ func standing(head *fsm.State, round uint64) *api.Problem {
 // any other rank's waits for it.
 func (s *Server) indexOf(ctx context.Context, t *track, c fsm.Call) (uint64, *api.Problem) {
 	if s.rank != 0 {
-		return s.await(ctx, t, c.Key, c.Site)
+		return s.await(ctx, t.round, c.Key, c.Site)
 	}
 	done := s.waiting(ctx, waitDecision, &c.Key, c.Site)
 	defer done()

@@ -43,7 +43,7 @@ func (s *Server) configure(ctx context.Context, t *track, req *api.SessionReques
 			return p
 		}
 	}
-	s.open(t, state, state.Model(t.model))
+	s.open(t, place{next: 1, fences: state.Cursor(t.model).Fence, cursor: state, fenced: state.Model(t.model)})
 	s.ledger.answered(api.LastCall{Rank: s.rank, Key: *e.Key, Site: req.Site})
 	return nil
 }
@@ -59,7 +59,7 @@ func (s *Server) compareConfig(ctx context.Context, state *fsm.State, key events
 	if r == nil {
 		return nil
 	}
-	s.fault(ctx, events.CodeConfigMismatch, key, req.Site, e, index)
+	s.misfit(ctx, events.CodeConfigMismatch, key, req.Site, e, index)
 	p := problemf(events.CodeConfigMismatch, "rank %d%s: %s", s.rank, at(req.Site), r.Reason)
 	p.Got, p.GotSite, p.Want, p.WantSite = &key, req.Site, e.Key, e.Site
 	return p

@@ -8,7 +8,9 @@
 //	calls.go     the call's number and key, from the state at the caller's cursor
 //	calls.go     rank 0: replica.Decide puts it into the log
 //	wait.go      other ranks: wait until rank 0's call of that number is in it
-//	match.go     both: the entry's key is compared with the caller's
+//	follow.go    mode follow: until rank 0's next fence is in it
+//	warn.go      ordering warn: until rank 0's call of that kind is in it
+//	match.go     all: the entry's key is compared with the caller's
 //	track.go     the cursor moves to the entry
 //	answer.go    the answer is computed from the state there, never from the head
 //
@@ -17,4 +19,10 @@
 // at once and ends the round for all (fault.go). The ranks other than 0 also
 // follow the log with their own measurements (shadow.go), to tell where they
 // would have decided otherwise. Who waits for whom is in ledger.go.
+//
+// In the mode observe (tell.go) a call is answered at once, and recorded and
+// compared behind the trainer's back. What is no numbered call is in
+// unnumbered.go: requests, busy, the end of a session. A trainer that ends
+// without a word is noticed in gone.go, and word.go keeps the memory that
+// trainers look at between two steps.
 package door

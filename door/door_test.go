@@ -3,7 +3,9 @@ package door_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -23,7 +25,15 @@ import (
 	"github.com/esperd/esperd/gates"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if socket := os.Getenv(asTrainer); socket != "" {
+		if err := beTrainer(socket); !errors.Is(err, io.EOF) {
+			panic(err)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // job is a world of ranks in one process: a log, and a door for each rank.
 type job struct {

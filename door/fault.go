@@ -22,19 +22,21 @@ type faults struct {
 	written chan struct{} // of that round; closed when nothing is left to do
 }
 
-// fault ends the round for all ranks: this rank's call did not fit entry e. It
-// waits for a moment only, and goes on trying in the background until the fault
-// is in the log or the round is over: without it the other ranks would wait in
-// a collective that never completes.
-func (s *Server) fault(ctx context.Context, code events.Code, got events.Key, site string, e *events.Entry, index uint64) {
-	f := events.RoundFaulted{Round: got.Round, Code: code, Rank: s.rank, Node: s.node, Index: index,
-		Got: got, GotSite: site, Want: *e.Key, WantSite: e.Site}
+// misfit ends the round: this rank's call did not fit entry e.
+func (s *Server) misfit(ctx context.Context, code events.Code, got events.Key, site string, e *events.Entry, index uint64) {
+	s.fault(ctx, events.RoundFaulted{Round: got.Round, Code: code, Rank: s.rank, Node: s.node, Index: index,
+		Got: got, GotSite: site, Want: *e.Key, WantSite: e.Site})
+}
+
+// fault ends the round for all ranks. It waits for a moment only, and goes on
+// trying in the background until the fault is in the log or the round is over:
+// without it the other ranks would wait in a collective that never completes.
+func (s *Server) fault(ctx context.Context, f events.RoundFaulted) {
 	s.faults.mu.Lock()
 	if s.faults.round != f.Round {
 		s.faults.round, s.faults.written = f.Round, make(chan struct{})
 		done := s.faults.written
-		s.log.Error("this rank's call is not rank 0's; the round ends for all ranks", "code", code, "index", index,
-			"got", got.String(), "got_site", site, "want", e.Key.String(), "want_site", e.Site)
+		s.log.Error("the round ends for all ranks: "+f.What(), "code", f.Code, "index", f.Index)
 		s.work.Go(func() {
 			defer close(done)
 			s.writeFault(f)

@@ -38,7 +38,7 @@ func (s *Server) newMux() *http.ServeMux {
 	api.DescribeTypes(schemas)
 	a := humago.New(mux, huma.Config{
 		OpenAPI: &huma.OpenAPI{OpenAPI: "3.1.0",
-			Info:       &huma.Info{Title: "esperd", Version: s.version, Description: "GETs are served on both doors, POSTs on the trainer's unix socket only. Errors are RFC 9457 problem documents."},
+			Info:       &huma.Info{Title: "esperd", Version: s.version, Description: "GETs are served on both doors, POSTs on the trainer's unix socket only, but for /v1/requests, which the admin door takes with a token (Authorization: Bearer). Errors are RFC 9457 problem documents."},
 			Components: &huma.Components{Schemas: schemas}},
 		Formats:       huma.DefaultFormats,
 		DefaultFormat: "application/json",
@@ -105,13 +105,16 @@ func (s *Server) trainerHandler(mux http.Handler) http.Handler {
 	})
 }
 
-type strangerKey struct{}
+type (
+	strangerKey struct{}
+	pidKey      struct{} // of the process that connected, an int
+)
 
 // greet checks who connected. A stranger's requests are answered, with 403.
 func (s *Server) greet(ctx context.Context, c net.Conn) context.Context {
-	err := checkPeer(c)
+	pid, err := checkPeer(c)
 	if err == nil {
-		return ctx
+		return context.WithValue(ctx, pidKey{}, pid)
 	}
 	s.log.Warn("a connection to the trainer's door is refused", "error", err)
 	p := problemf(events.CodeNotAuthority, "%v", err)
@@ -119,9 +122,10 @@ func (s *Server) greet(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, strangerKey{}, p)
 }
 
-// adminHandler serves the TCP address: reading only.
+// adminHandler serves the TCP address: reading, and requests of who has the
+// token.
 func (s *Server) adminHandler(mux http.Handler, listen net.Addr) http.Handler {
-	served := limit(adminRequests, mux)
+	served, posts := limit(adminRequests, mux), limit(adminRequests, withBody(mux))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !hostAllowed(r.Host, listen) {
 			p := problemf(events.CodeNotAuthority, "the request is for host %.128q, expected localhost or %s: a web page of another site may be behind it", r.Host, listen)
@@ -129,14 +133,21 @@ func (s *Server) adminHandler(mux http.Handler, listen net.Addr) http.Handler {
 			writeProblem(w, p)
 			return
 		}
-		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			p := problemf(events.CodeInvalidInput, "the admin door takes GET, got %.16q: trainers call on the unix socket", r.Method)
+		switch {
+		case r.Method == http.MethodGet || r.Method == http.MethodHead:
+			served.ServeHTTP(w, r)
+		case r.Method == http.MethodPost && r.URL.Path == requestsPath:
+			if p := s.mayRequest(r); p != nil {
+				writeProblem(w, p)
+				return
+			}
+			posts.ServeHTTP(w, r)
+		default:
+			p := problemf(events.CodeInvalidInput, "the admin door takes GET, and POST of %s, got %.16q: trainers call on the unix socket", requestsPath, r.Method)
 			p.Status = http.StatusMethodNotAllowed
 			w.Header().Set("Allow", "GET, HEAD")
 			writeProblem(w, p)
-			return
 		}
-		served.ServeHTTP(w, r)
 	})
 }
 

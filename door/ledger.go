@@ -147,6 +147,10 @@ func (s *Server) warn(w *wait) {
 		st := s.replica.Status()
 		log.Warn("rank 0's call is not in the log yet", "key", w.key.String(), "role", st.Role, "leader", st.Leader)
 	default:
+		reports, _ := s.gather(s.ctx, w.key.Model)
+		for _, b := range busyOf(reports, []uint64{0}) {
+			log = log.With("busy", b.Reason, "busy_seconds", b.Seconds)
+		}
 		log.Warn("waiting for rank 0's call", "key", w.key.String(), "missing_ranks", []uint64{0}, "rank_0", s.lastOfRank0Text(w.key.Model))
 	}
 }
@@ -163,12 +167,15 @@ func (s *Server) report(model string) nodeReport {
 	r := nodeReport{Rank: api.Rank{Rank: s.rank, Node: s.node, Address: st.Address, Host: st.Host, Version: s.version,
 		Phase: string(st.Phase), Problem: st.Problem, Role: st.Role, Voter: st.Voter,
 		Index: st.Index, Chain: st.Chain, Bookkeeping: state.Bookkeeping()}}
+	if ses := s.sessions.served(); ses != nil {
+		r.Busy = ses.busyNow(s.rank)
+	}
 	r.Waiting, r.Recent = s.ledger.arrivals(s.rank), s.ledger.recent(model)
 	if len(r.Recent) > 0 {
 		r.Last = &r.Recent[0]
 	}
-	if living := s.sessions.living(); living != "" {
-		r.Session = living == incarnationOf(state, s.rank)
+	if ses := s.sessions.served(); ses != nil {
+		r.Session = ses.is(incarnationOf(state, s.rank)) && !ses.closed.Load()
 	}
 	if st.Phase == replica.PhaseDiverged {
 		r.Divergence = s.divergence(state)
@@ -242,6 +249,7 @@ func (s *Server) arrivals(ctx context.Context) api.Arrivals {
 			if a.What == waitRound {
 				a.Missing = missing
 			}
+			a.Busy = busyOf(reports, a.Missing)
 			out.Waiting = append(out.Waiting, a)
 		}
 	}
@@ -302,7 +310,9 @@ func (s *Server) ranks(ctx context.Context, model string) api.Ranks {
 	}
 	for i := range out.Ranks {
 		if node := out.Ranks[i].Node; node != "" {
-			out.Ranks[i].Disagreements = state.Round.Disagreed(uint64(i))
+			tally := state.Round.Tally(uint64(i))
+			out.Ranks[i].Disagreements, out.Ranks[i].Misplaced = tally.Disagreements, tally.Misplaced
+			out.Ranks[i].MissingCalls, out.Ranks[i].Differing = tally.Missing, tally.Differing
 		}
 	}
 	return out

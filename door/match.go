@@ -43,7 +43,7 @@ func (s *Server) mismatch(ctx context.Context, got events.Key, site string, e *e
 	}
 	fields := differs(got, *e.Key)
 	p := api.NewProblem(code, mismatchText(s.rank, got, site, *e.Key, e.Site, fields))
-	s.fault(ctx, code, got, site, e, index)
+	s.misfit(ctx, code, got, site, e, index)
 	p.Got, p.GotSite, p.Want, p.WantSite, p.Differs = &got, site, e.Key, e.Site, fields
 	p.Last, p.Recent = s.lastOfRanks(ctx, got.Model), s.ledger.recent(got.Model)
 	return p

@@ -19,6 +19,7 @@ type metrics struct {
 	decisions     *prometheus.CounterVec
 	decide, wait  prometheus.Histogram
 	disagreements prometheus.Counter
+	mismatches    *prometheus.CounterVec
 }
 
 func newMetrics(s *Server) *metrics {
@@ -30,10 +31,12 @@ func newMetrics(s *Server) *metrics {
 			Help: "Rank 0: time until a call was in the log and applied here.", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 18)}),
 		wait: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "esperd_wait_seconds",
 			Help: "Other ranks: time that a call waited for rank 0's.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 12)}),
+		mismatches: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "esperd_mismatches_total",
+			Help: "Calls of this rank that were not rank 0's, in a round that went on all the same, by code."}, []string{"code"}),
 		disagreements: prometheus.NewCounter(prometheus.CounterOpts{Name: "esperd_shadow_disagreements_total",
 			Help: "Own verdicts of this rank that were not rank 0's."}),
 	}
-	m.registry.MustRegister(m.decisions, m.decide, m.wait, m.disagreements, nodeCollector{s},
+	m.registry.MustRegister(m.decisions, m.decide, m.wait, m.disagreements, m.mismatches, nodeCollector{s},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -125,6 +125,10 @@ func roundFaulted(f *events.RoundFaulted) *api.Problem {
 		p.Detail = fmt.Sprintf("round %d is over: rank %d configured model %s%s otherwise than rank 0 did%s (entry %d); %s",
 			f.Round, f.Rank, f.Got.Model, at(f.GotSite), at(f.WantSite), f.Index, connectAgain)
 	}
+	if f.Code == events.CodeUnavailable {
+		p.Detail = fmt.Sprintf("round %d is over: the trainer of rank %d is gone: %s; its last call was %s (entry %d); start it again, and connect again on all ranks",
+			f.Round, f.Rank, f.Reason, describe(f.Got, f.GotSite), f.Index)
+	}
 	p.Fault, p.Got, p.GotSite, p.Want, p.WantSite = f, &f.Got, f.GotSite, &f.Want, f.WantSite
 	return p
 }

@@ -37,8 +37,11 @@ type Replica interface {
 	// Fault ends the round for all ranks and returns when the fault is applied
 	// here. A round that is faulted already is no error.
 	Fault(ctx context.Context, f events.RoundFaulted) error
-	// Report queues a shadow verdict for the log and returns at once.
-	Report(v events.ShadowVerdict)
+	// Report queues what this rank has to tell for the log and returns at once.
+	Report(ev events.Event)
+	// Request puts a request into the log and returns when it is applied here;
+	// one that is pending already is found.
+	Request(ctx context.Context, r events.Requested) (index uint64, err error)
 
 	// Ask puts a question to every other node, for as long as ctx lasts;
 	// Handle answers those of others.

@@ -37,6 +37,9 @@ type Options struct {
 
 	// Fingerprint is the rendezvous of trainers that name none.
 	Fingerprint string
+
+	// Token lets who has it make requests at the admin door; "": nobody.
+	Token string
 }
 
 // Server is both doors of one node.
@@ -48,6 +51,7 @@ type Server struct {
 	warnAfter time.Duration
 
 	fingerprint string
+	token       string
 
 	node        events.NodeID
 	rank, world uint64
@@ -57,6 +61,7 @@ type Server struct {
 	faults   faults
 	recent   recent
 	metrics  *metrics
+	words    *words
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -71,7 +76,7 @@ type Server struct {
 // newServer makes a server without doors: what both of them serve.
 func newServer(o Options) *Server {
 	id := o.Replica.Status().Identity
-	s := &Server{replica: o.Replica, version: o.Version, waitMax: o.WaitMax, warnAfter: o.WarnAfter, fingerprint: o.Fingerprint,
+	s := &Server{replica: o.Replica, version: o.Version, waitMax: o.WaitMax, warnAfter: o.WarnAfter, fingerprint: o.Fingerprint, token: o.Token,
 		node: id.Node, rank: id.Rank, world: id.World,
 		ledger: ledger{waits: map[*wait]struct{}{}, last: map[string]*lastCalls{}}}
 	s.sessions.rank, s.sessions.listed = s.rank, func() string { return incarnationOf(s.replica.State(), s.rank) }
@@ -82,6 +87,7 @@ func newServer(o Options) *Server {
 	s.waitMax, s.warnAfter = cmp.Or(s.waitMax, DefaultWaitMax), cmp.Or(s.warnAfter, DefaultWarnAfter)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.metrics = newMetrics(s)
+	s.words = newWords(s.log)
 	s.replica.Handle(askLedger, s.answerLedger)
 	return s
 }
@@ -99,6 +105,9 @@ func Open(o Options) (*Server, error) {
 		return nil, errors.Join(fmt.Errorf("cannot open the admin door: %w: give another address with --admin-listen (ESPERD_ADMIN_LISTEN)", err), trainer.Close())
 	}
 	s.socket, s.admin = o.Socket, admin.Addr()
+	s.words.open(o.Socket + WordSuffix)
+	s.words.seen = s.replica.State().Index
+	s.work.Go(s.moveWords)
 	mux := s.newMux()
 	base := func(net.Listener) context.Context { return s.ctx }
 	errorLog := slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)
@@ -131,6 +140,7 @@ func (s *Server) AdminAddr() string { return s.admin.String() }
 func (s *Server) Close(ctx context.Context) error {
 	var err error
 	s.closed.Do(func() {
+		s.farewell(ctx)
 		s.cancel(errClosing)
 		for _, server := range s.servers {
 			if e := server.Shutdown(ctx); e != nil {
@@ -138,6 +148,7 @@ func (s *Server) Close(ctx context.Context) error {
 			}
 		}
 		s.work.Wait()
+		err = errors.Join(err, s.words.close())
 	})
 	return err
 }

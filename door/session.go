@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/esperd/esperd/api"
@@ -11,6 +12,9 @@ import (
 	"github.com/esperd/esperd/fsm"
 	"github.com/esperd/esperd/replica"
 )
+
+// orderingWarn is the ordering of a session that records what does not fit.
+const orderingWarn = "warn"
 
 const (
 	modelsMax   = 4096 // of one session
@@ -25,9 +29,14 @@ type session struct {
 	ctx         context.Context // ends, with its cause, when another trainer takes over or the server closes
 	end         context.CancelCauseFunc
 
+	closed atomic.Bool // the trainer said goodbye
+
 	mu     sync.Mutex
 	round  uint64 // 0: none is open yet
 	tracks map[string]*track
+	proc   *process  // the trainer's; nil: unknown
+	busy   string    // what the trainer says to be doing
+	until  time.Time // and until when
 }
 
 func newSession(ctx context.Context, incarnation string) *session {
@@ -36,128 +45,60 @@ func newSession(ctx context.Context, incarnation string) *session {
 	return ses
 }
 
+// adopt notes the session's process, once.
+func (ses *session) adopt(p *process) bool {
+	ses.mu.Lock()
+	defer ses.mu.Unlock()
+	if ses.proc != nil {
+		return false
+	}
+	ses.proc = p
+	return true
+}
+
+func (ses *session) process() *process {
+	ses.mu.Lock()
+	defer ses.mu.Unlock()
+	return ses.proc
+}
+
+func (ses *session) setBusy(reason string, d time.Duration) {
+	ses.mu.Lock()
+	defer ses.mu.Unlock()
+	ses.busy, ses.until = reason, time.Now().Add(d)
+}
+
+// busyNow returns what the trainer says to be doing; nil: nothing, or it has
+// ended.
+func (ses *session) busyNow(rank uint64) *api.Busy {
+	ses.mu.Lock()
+	defer ses.mu.Unlock()
+	left := time.Until(ses.until)
+	if left <= 0 || ses.closed.Load() {
+		return nil
+	}
+	return &api.Busy{Rank: rank, Reason: ses.busy, Seconds: left.Seconds()}
+}
+
+// flush waits until what the trainer told in the mode observe is recorded, as
+// long as ctx lasts.
+func (ses *session) flush(ctx context.Context) {
+	ses.mu.Lock()
+	var tellers []*teller
+	for _, t := range ses.tracks {
+		if w := t.tells.Load(); w != nil {
+			tellers = append(tellers, w)
+		}
+	}
+	ses.mu.Unlock()
+	for _, w := range tellers {
+		w.flush(ctx)
+	}
+}
+
 // is reports whether a session is an incarnation's; nil is nobody's.
 func (ses *session) is(incarnation string) bool {
 	return ses != nil && ses.incarnation == incarnation
-}
-
-// sessions keeps the trainers of this node's rank. Whoever connects may be a
-// stray process, so the one that is served stays until a round lists another.
-type sessions struct {
-	rank   uint64
-	listed func() string // incarnation in the round that is open; called with mu held
-
-	mu       sync.Mutex
-	current  *session                // the one that is served; nil: none came yet
-	next     *session                // the newest that waits for a round of its own
-	replaced map[string]*api.Problem // by incarnation
-	order    []string                // of replaced, oldest first
-}
-
-// enter returns the session of a trainer that asks for a round. Of two that wait
-// the newer one goes on, and the older one's waiting ends. One that was replaced
-// does not come back.
-func (l *sessions) enter(ctx context.Context, incarnation string) (*session, *api.Problem) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if p := l.replaced[incarnation]; p != nil {
-		return nil, p
-	}
-	listed := l.listed()
-	if l.next.is(listed) { // its round has been opened this moment
-		l.take(l.next)
-	}
-	switch {
-	case l.current.is(incarnation):
-		return l.current, nil
-	case l.next.is(incarnation):
-		return l.next, nil
-	}
-	ses := newSession(ctx, incarnation)
-	if incarnation == listed { // it is back, after esperd was started anew
-		l.take(ses)
-		return ses, nil
-	}
-	if l.next != nil {
-		l.replace(l.next, "another trainer of rank %d connected at %s, while this one waited for its round, and takes its place: end this process, or connect anew from it on all ranks", ses)
-	}
-	l.next = ses
-	return ses, nil
-}
-
-// admit returns the session of a trainer whose round is open. It is served from
-// now on, and the calls of the one before end.
-func (l *sessions) admit(ctx context.Context, incarnation string) (*session, *api.Problem) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if p := l.replaced[incarnation]; p != nil {
-		return nil, p
-	}
-	if l.listed() != incarnation {
-		return nil, problemf(events.CodeNotAuthority, "another round was opened this moment, with another trainer of rank %d: end this process, or connect anew from it on all ranks", l.rank)
-	}
-	switch {
-	case l.current.is(incarnation):
-	case l.next.is(incarnation):
-		l.take(l.next)
-	default: // it is back, after esperd was started anew
-		l.take(newSession(ctx, incarnation))
-	}
-	return l.current, nil
-}
-
-func (l *sessions) take(ses *session) {
-	if l.current != nil {
-		l.replace(l.current, "another trainer of rank %d connected at %s, and the round that is open is its own: its calls count from now on; end this process, or connect anew from it on all ranks", ses)
-	}
-	if l.next == ses {
-		l.next = nil
-	}
-	l.current = ses
-}
-
-func (l *sessions) replace(old *session, format string, by *session) {
-	p := problemf(events.CodeNotAuthority, format, l.rank, by.since.Format(time.RFC3339))
-	l.remember(old.incarnation, p)
-	old.end(&replacedError{p})
-}
-
-func (l *sessions) remember(incarnation string, p *api.Problem) {
-	if l.replaced == nil {
-		l.replaced = map[string]*api.Problem{}
-	}
-	if len(l.order) == replacedMax {
-		delete(l.replaced, l.order[0])
-		l.order = l.order[1:]
-	}
-	l.replaced[incarnation] = p
-	l.order = append(l.order, incarnation)
-}
-
-// find returns the session that a call names.
-func (l *sessions) find(incarnation string) (*session, *api.Problem) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case l.current.is(incarnation):
-		return l.current, nil
-	case l.next.is(incarnation):
-		return l.next, nil
-	}
-	if p := l.replaced[incarnation]; p != nil {
-		return nil, p
-	}
-	return nil, problemf(events.CodeUnavailable, "session %.64q is not open here: esperd was started anew, or the trainer never connected; POST /v1/session with the same incarnation and the number of the last answered call", incarnation)
-}
-
-// living returns the incarnation that is served, empty without one.
-func (l *sessions) living() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.current == nil {
-		return ""
-	}
-	return l.current.incarnation
 }
 
 // track returns where the session stands in one model, in a round. Another
@@ -173,7 +114,7 @@ func (ses *session) track(round uint64, model string) (*track, *api.Problem) {
 		if len(ses.tracks) == modelsMax {
 			return nil, problemf(events.CodeInvalidInput, "this trainer has %d models open, expected at most %d: reset a model instead of naming a new one", len(ses.tracks), modelsMax)
 		}
-		t = newTrack(round, model)
+		t = newTrack(ses.ctx, round, model)
 		ses.tracks[model] = t
 	}
 	return t, nil
@@ -190,30 +131,13 @@ func (ses *session) opened(model string) (*track, *api.Problem) {
 	return t, nil
 }
 
-// callContext ends when the client goes away, another trainer takes over, the
-// server closes, or the longest wait is over; its cause says which.
-func (s *Server) callContext(ctx, session context.Context) (context.Context, context.CancelFunc) {
-	ctx, timeout := context.WithTimeoutCause(ctx, s.waitMax, errWaitedOut)
-	ctx, done := endingWith(ctx, session)
-	return ctx, func() {
-		done()
-		timeout()
-	}
-}
-
-// endingWith returns ctx, which also ends when other does, with its cause.
-func endingWith(ctx, other context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(other, func() { cancel(context.Cause(other)) })
-	return ctx, func() {
-		stop()
-		cancel(nil)
-	}
-}
-
 // connect opens a session for one model, or returns to it.
 func (s *Server) connect(ctx context.Context, req *api.SessionRequest) (*api.SessionAnswer, error) {
 	if p := s.checkIdentity(req); p != nil {
+		return nil, p
+	}
+	pid, _ := ctx.Value(pidKey{}).(int)
+	if p := s.second(pid, req.Incarnation); p != nil {
 		return nil, p
 	}
 	ctx, done := s.callContext(ctx, s.ctx)
@@ -224,6 +148,13 @@ func (s *Server) connect(ctx context.Context, req *api.SessionRequest) (*api.Ses
 	}
 	if p := s.checkIdentity(req); p != nil { // the run may be known only now
 		return nil, p
+	}
+	if mode := s.replica.State().Round.Mode(); mode != cmp.Or(req.Mode, events.ModeKeyed) {
+		return nil, problemf(events.CodeConfigMismatch, "mode: the trainer connects with mode=%q, but round %d is in the mode %q: expected the round's; connect anew on all ranks for another one", req.Mode, round, mode)
+	}
+	ses.closed.Store(false) // it is back, if it was
+	if !req.Detached {
+		s.watch(ses, pid)
 	}
 	t, p := ses.track(round, req.Model)
 	if p != nil {
@@ -239,47 +170,53 @@ func (s *Server) connect(ctx context.Context, req *api.SessionRequest) (*api.Ses
 	if p != nil {
 		return nil, p
 	}
-	return s.sessionAnswer(t, at, req.Incarnation), nil
+	return s.sessionAnswer(t, *at, req.Incarnation), nil
 }
 
 // resume brings a track to the client's last answered call and returns the
-// state there: call 0 for a client that has none.
-func (s *Server) resume(ctx context.Context, t *track, req *api.SessionRequest) (*fsm.State, *api.Problem) {
+// place there: call 0 for a client that has none.
+func (s *Server) resume(ctx context.Context, t *track, req *api.SessionRequest) (*place, *api.Problem) {
+	warns := req.Ordering == orderingWarn
+	if t.cursor != nil && warns != t.warns {
+		return nil, problemf(events.CodeConfigMismatch, "ordering: the trainer comes back with ordering=%q, and connected with another one: expected the same for the whole round; connect anew on all ranks for another one", req.Ordering)
+	}
+	t.warns = warns
 	switch {
 	case t.cursor == nil && req.Answered == nil:
 		if p := s.configure(ctx, t, req); p != nil {
 			return nil, p
 		}
-		return t.cursor, nil
+		return &t.place, nil
 	case t.cursor == nil:
-		if p := s.restore(ctx, t, *req.Answered, req.Site); p != nil {
+		if p := s.restore(ctx, t, req); p != nil {
 			return nil, p
 		}
-		return t.cursor, nil
+		return &t.place, nil
 	}
-	last := t.cursor.Cursor(t.model).Calls - 1
+	last := t.next - 1
 	var answered uint64
 	if req.Answered != nil {
 		answered = *req.Answered
 	}
 	switch {
 	case answered == last:
-		return t.cursor, nil
+		return &t.place, nil
 	case answered+1 == last && req.Answered != nil && t.last != nil: // that answer was lost; it will be asked for again
-		index, _, p := s.findEntry(ctx, t, answered, req.Site)
-		if p != nil {
-			return nil, p
-		}
-		return s.stateAt(ctx, index)
+		return &t.before, nil
 	}
 	return nil, problemf(events.CodeInvalidInput, "model %s: this incarnation was answered up to call %d, expected answered to be that or the call before, got %d; a new trainer process chooses a new incarnation",
 		t.model, last, answered)
 }
 
-func (s *Server) sessionAnswer(t *track, at *fsm.State, incarnation string) *api.SessionAnswer {
-	next, m := at.Cursor(t.model), at.Model(t.model)
+func (s *Server) sessionAnswer(t *track, p place, incarnation string) *api.SessionAnswer {
+	at, m := p.cursor, p.cursor.Model(t.model)
+	visible := m
+	if t.mode == events.ModeFollow { // what rank 0 decides is seen at fences, by rank 0, too
+		visible = p.fenced
+	}
 	return &api.SessionAnswer{Session: incarnation, Run: at.Run, Lineage: at.Lineage, Node: s.node, Round: t.round, Model: t.model,
-		Generation: m.Generation, NextCall: next.Calls, NextFence: next.Fence, Epoch: m.Epoch, Index: at.Index, Slots: api.SlotsOf(m)}
+		Generation: m.Generation, NextCall: p.next, NextFence: p.fences, Epoch: m.Epoch, Index: at.Index,
+		Slots: api.SlotsOf(visible), Word: s.words.of(t.model)}
 }
 
 // checkIdentity compares who the trainer thinks it is with who this node is.
@@ -376,6 +313,10 @@ func (s *Server) register(ctx context.Context, req *api.SessionRequest) (uint64,
 	ses, p := s.sessions.enter(s.ctx, req.Incarnation)
 	if p != nil {
 		return 0, p
+	}
+	if !req.Detached {
+		pid, _ := ctx.Value(pidKey{}).(int)
+		s.watch(ses, pid) // already: it may die while it waits, and be put into a round
 	}
 	ctx, end := endingWith(ctx, ses.ctx)
 	defer end()

@@ -20,17 +20,20 @@ type shadow struct {
 	// own holds, by slot, the seed whose metrics are all this rank's: one that
 	// germinated while the trainer was connected. Of an older one the
 	// measurements before are gone.
-	own map[string]uint64
-	log *slog.Logger
+	own  map[string]uint64
+	at   uint64            // index of the last entry that was followed
+	late []fsm.Observation // made with calls whose entries were passed already
+	log  *slog.Logger
 }
 
 func newShadow(at *fsm.State, model string, log *slog.Logger) *shadow {
-	return &shadow{state: at, model: model, own: map[string]uint64{}, log: log}
+	return &shadow{state: at, at: at.Index, model: model, own: map[string]uint64{}, log: log}
 }
 
 // follow moves the shadow over the entry of a call and returns what this rank
 // would have decided; nil where that cannot be known, or nothing was to decide.
-func (sh *shadow) follow(e *events.Entry, list []fsm.Observation, args fsm.Args) *events.Verdict {
+func (sh *shadow) follow(e *events.Entry, index uint64, list []fsm.Observation, args fsm.Args) *events.Verdict {
+	sh.at = index
 	if sh.state == nil {
 		return nil
 	}
@@ -45,8 +48,11 @@ func (sh *shadow) follow(e *events.Entry, list []fsm.Observation, args fsm.Args)
 		}
 	}
 	for _, ev := range e.Events {
-		if ev.Observed == nil {
+		if ev.Observed == nil && ev.RequestDone == nil { // requests are not followed
 			copied.Events = append(copied.Events, ev)
+		}
+		if ev.Configured != nil {
+			clear(sh.own)
 		}
 		if ev.Germinated != nil {
 			sh.own[ev.Germinated.Slot] = ev.Germinated.Seed

@@ -48,13 +48,13 @@ func TestOwnVerdictsThatDifferAreReported(t *testing.T) {
 	require.False(t, d[1].Local.Passed)
 	require.Equal(t, []string{"gradient_health_low_0.20_need_0.70"}, d[1].Local.ChecksFailed)
 
-	reports := j.log.Node(1).Reports()
+	reports := j.log.Node(1).Verdicts()
 	require.Len(t, reports, 1)
 	require.Equal(t, uint64(1), reports[0].Rank)
 	require.Equal(t, d[1].Index, reports[0].Index)
 	require.Equal(t, events.OpAdvance, reports[0].Key.Op)
 	require.Contains(t, reports[0].Site, "shadow_test.go:")
-	require.Empty(t, j.log.Node(0).Reports())
+	require.Empty(t, j.log.Node(0).Verdicts())
 
 	require.NoError(t, j.log.Node(1).WriteReports())
 	a := client.NewAdmin(j.socket(0))
@@ -123,7 +123,7 @@ func TestATrainersOwnVerdictIsItsLocalOne(t *testing.T) {
 		require.Equal(t, rank == 0, d.Agreed)
 		require.Equal(t, verdicts[rank].Passed, d.Local.Passed)
 	}
-	require.Len(t, j.log.Node(1).Reports(), 1)
+	require.Len(t, j.log.Node(1).Verdicts(), 1)
 	// A gate that passes where its stage cannot be entered decides nothing, on
 	// either rank, so they agree.
 	for _, c := range trainers {
@@ -144,7 +144,7 @@ func TestATrainersOwnVerdictIsItsLocalOne(t *testing.T) {
 			require.Equal(t, rank == 1, d.Local == nil)
 		}
 	}
-	require.Len(t, j.log.Node(1).Reports(), 1)
+	require.Len(t, j.log.Node(1).Verdicts(), 1)
 }
 
 func TestOwnVerdictsAreUnknownUntilASeedGerminatesHere(t *testing.T) {
@@ -164,7 +164,7 @@ func TestOwnVerdictsAreUnknownUntilASeedGerminatesHere(t *testing.T) {
 		require.NoError(t, err)
 		require.NotNil(t, d.Local)
 	}
-	require.Empty(t, j.log.Node(1).Reports())
+	require.Empty(t, j.log.Node(1).Verdicts())
 }
 
 func TestObservationsRideWithTheNextCall(t *testing.T) {

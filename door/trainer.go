@@ -48,6 +48,11 @@ func (s *Server) trainerDoor(a huma.API) {
 		func(ctx context.Context, in *struct{ Body api.FenceRequest }) (*output[api.Fence], error) {
 			return result[api.Fence](s.numbered(ctx, call{&in.Body.Call, "", fsm.Fence{N: in.Body.N}}))
 		})
+	huma.Register(a, post("reset", "/v1/reset", "Start the model's next generation: all slots DORMANT, epochs from 0; a fence"),
+		func(ctx context.Context, in *struct{ Body api.ResetRequest }) (*output[api.Fence], error) {
+			return result[api.Fence](s.numbered(ctx, call{&in.Body.Call, "", fsm.Reset{}}))
+		})
+	s.unnumberedCalls(a)
 	slotCall[api.GerminateRequest, api.Done](s, a, events.OpGerminate, "Put a new seed into an empty slot", germinate)
 	slotCall[api.AdvanceRequest, api.Decision](s, a, events.OpAdvance, "Ask the gate of the next stage, and enter it if it passes", advance)
 	slotCall[api.VerdictRequest, api.Decision](s, a, events.OpVerdict, "Bring the trainer's own gate result; rank 0's decides", verdict)

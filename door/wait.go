@@ -16,7 +16,7 @@ const lookAgain = time.Second
 
 // await returns the index of rank 0's call under the number in key, as soon as
 // it is applied here. It ends early when that call can come no more.
-func (s *Server) await(ctx context.Context, t *track, key events.Key, site string) (uint64, *api.Problem) {
+func (s *Server) await(ctx context.Context, round uint64, key events.Key, site string) (uint64, *api.Problem) {
 	id := events.CallID{Round: key.Round, Model: key.Model, Call: key.Call}
 	if index, ok, err := s.replica.Find(id); ok || err != nil {
 		return index, problemOrNil(err)
@@ -37,7 +37,7 @@ func (s *Server) await(ctx context.Context, t *track, key events.Key, site strin
 			return index, problemOrNil(err)
 		}
 		state := s.replica.State()
-		if p := standing(state, t.round); p != nil {
+		if p := standing(state, round); p != nil {
 			return 0, p
 		}
 		if state == seen { // woken, but not by the log
@@ -50,7 +50,7 @@ func (s *Server) await(ctx context.Context, t *track, key events.Key, site strin
 		case <-changed:
 		case <-tick.C:
 		case <-ctx.Done():
-			return 0, ended(ctx, func() *api.Problem { return s.timeout(key, site) })
+			return 0, ended(ctx, func() *api.Problem { return s.timeout(key, site, time.Since(began)) })
 		}
 	}
 }
@@ -66,9 +66,9 @@ func (s *Server) health() *api.Problem {
 	return nil
 }
 
-func (s *Server) timeout(key events.Key, site string) *api.Problem {
+func (s *Server) timeout(key events.Key, site string, waited time.Duration) *api.Problem {
 	p := problemf(events.CodeDecisionTimeout, "rank %d has waited %s in %s for rank 0, which %s; see esperd ranks for where rank 0 is",
-		s.rank, s.waitMax, describe(key, site), s.lastOfRank0Text(key.Model))
+		s.rank, waited.Round(time.Millisecond), describe(key, site), s.lastOfRank0Text(key.Model))
 	p.Got, p.GotSite, p.Recent = &key, site, s.ledger.recent(key.Model)
 	if last := s.lastOfRank0(key.Model); last != nil {
 		p.Last = []api.LastCall{*last}

@@ -83,12 +83,16 @@ func (b *bench) post(ctx context.Context, rank int, path string, body any) (int,
 func incarnation(rank int) string { return fmt.Sprintf("%032x", rank+1) }
 
 // connect connects a trainer to each rank of a world that has just begun.
-func (b *bench) connect() {
+func (b *bench) connect(change ...func(*api.SessionRequest)) {
 	var wg sync.WaitGroup
 	for rank := range b.servers {
 		wg.Go(func() {
-			status, body := b.post(b.t.Context(), rank, "/v1/session", api.SessionRequest{Protocol: 1, Rank: uint64(rank),
-				WorldSize: uint64(len(b.servers)), Incarnation: incarnation(rank), Slots: []api.SlotRequest{{Name: "r0c0"}}, Site: "train.py:1"})
+			req := api.SessionRequest{Protocol: 1, Rank: uint64(rank), WorldSize: uint64(len(b.servers)), Incarnation: incarnation(rank),
+				Slots: []api.SlotRequest{{Name: "r0c0"}}, Site: "train.py:1"}
+			for _, c := range change {
+				c(&req)
+			}
+			status, body := b.post(b.t.Context(), rank, "/v1/session", req)
 			require.Equal(b.t, 200, status, body)
 		})
 	}

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,7 +35,7 @@ type Node struct {
 	held     bool
 	corrupt  *fsm.State // what State answers, if set
 	changed  chan struct{}
-	reports  []events.ShadowVerdict
+	reports  []events.Event
 	refusing error // what Decide and Fault answer; nil: they work
 	losing   int   // how many decisions are made and not answered
 	handlers map[string]func(context.Context, []byte) (any, error)
@@ -48,7 +49,7 @@ func New(run string, world int) *Log {
 		n := &Node{log: l, changed: make(chan struct{}), handlers: map[string]func(context.Context, []byte) (any, error){}}
 		n.status = replica.Status{Identity: replica.Identity{Node: events.NodeID(fmt.Sprintf("%032x", rank+1)), Rank: rank, World: uint64(world),
 			Run: run, Address: fmt.Sprintf("rank%d:7400", rank), Host: fmt.Sprintf("host%d", rank)},
-			Phase: replica.PhaseMember, Role: "follower", Leader: events.NodeID(fmt.Sprintf("%032x", 1)), CompleteFrom: 1, RaftStats: map[string]string{"term": "2", "last_log_index": "9"}}
+			Phase: replica.PhaseMember, Role: "follower", Leader: events.NodeID(fmt.Sprintf("%032x", 1)), CompleteFrom: 1, Durability: "durable", RaftStats: map[string]string{"term": "2", "last_log_index": "9"}}
 		l.nodes = append(l.nodes, n)
 		found = append(found, events.Event{NodeJoined: &events.NodeJoined{Node: n.status.Node, Version: events.Version, Host: n.status.Host}})
 	}
@@ -164,11 +165,22 @@ func (n *Node) Set(change func(*replica.Status)) {
 	n.wake()
 }
 
-// Reports returns the shadow verdicts that were reported here.
-func (n *Node) Reports() []events.ShadowVerdict {
+// Reports returns what was reported here.
+func (n *Node) Reports() []events.Event {
 	n.log.mu.Lock()
 	defer n.log.mu.Unlock()
-	return append([]events.ShadowVerdict(nil), n.reports...)
+	return slices.Clone(n.reports)
+}
+
+// Verdicts returns the shadow verdicts that were reported here.
+func (n *Node) Verdicts() []events.ShadowVerdict {
+	var out []events.ShadowVerdict
+	for _, ev := range n.Reports() {
+		if ev.ShadowVerdict != nil {
+			out = append(out, *ev.ShadowVerdict)
+		}
+	}
+	return out
 }
 
 // Status implements door.Replica.
@@ -274,10 +286,23 @@ func (l *Log) openRound(fingerprint string) error {
 	return err
 }
 
-// Decide implements door.Replica.
-func (n *Node) Decide(_ context.Context, c fsm.Call) (uint64, error) {
+// Decide implements door.Replica. Like the real one, it decides on what is
+// applied here: one that is held waits.
+func (n *Node) Decide(ctx context.Context, c fsm.Call) (uint64, error) {
 	n.log.mu.Lock()
 	defer n.log.mu.Unlock()
+	for n.held {
+		changed := n.changed
+		n.log.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+		n.log.mu.Lock()
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
+	}
 	if n.refusing != nil {
 		return 0, n.refusing
 	}
@@ -312,20 +337,35 @@ func (n *Node) Fault(_ context.Context, f events.RoundFaulted) error {
 }
 
 // Report implements door.Replica.
-func (n *Node) Report(v events.ShadowVerdict) {
+func (n *Node) Report(ev events.Event) {
 	n.log.mu.Lock()
 	defer n.log.mu.Unlock()
-	n.reports = append(n.reports, v)
+	n.reports = append(n.reports, ev)
+}
+
+// Request implements door.Replica.
+func (n *Node) Request(_ context.Context, r events.Requested) (uint64, error) {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	if n.refusing != nil {
+		return 0, n.refusing
+	}
+	r.Node = n.status.Node
+	asked, pending, refused := fsm.DecideRequest(n.log.head(), r)
+	switch {
+	case refused != nil:
+		return 0, &replica.Error{Code: refused.Code, Reason: refused.Reason}
+	case pending != nil:
+		return pending.Index, nil
+	}
+	return n.log.append(&events.Entry{Kind: events.KindRequest, Events: []events.Event{{Requested: asked}}})
 }
 
 // WriteReports puts what this node reported into the log, as a leader would.
 func (n *Node) WriteReports() error {
 	n.log.mu.Lock()
 	defer n.log.mu.Unlock()
-	e := &events.Entry{Kind: events.KindReport}
-	for i := range n.reports {
-		e.Events = append(e.Events, events.Event{ShadowVerdict: &n.reports[i]})
-	}
+	e := &events.Entry{Kind: events.KindReport, Events: slices.Clone(n.reports)}
 	_, err := n.log.append(e)
 	return err
 }
