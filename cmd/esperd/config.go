@@ -8,6 +8,9 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
+
+	"github.com/esperd/esperd/door"
 )
 
 // RunFlags are the flags of run and exec, as text: a flag and its variable are
@@ -20,6 +23,7 @@ type RunFlags struct {
 	DataDir     *string `source:"ESPERD_DATA_DIR" group:"where" placeholder:"DIR" help:"This node's own directory; {rank} in it becomes the rank."`
 	Socket      *string `source:"ESPERD_SOCKET" group:"where" placeholder:"PATH" help:"Unix socket for the trainer; {rank} as above."`
 	AdminListen *string `source:"ESPERD_ADMIN_LISTEN" group:"where" placeholder:"HOST:PORT" help:"Address of the admin HTTP door; PORT+rank gives each rank its own."`
+	TokenFile   *string `source:"ESPERD_TOKEN_FILE" group:"where" placeholder:"FILE" help:"Token that lets who has it make requests at the admin door; without one, the door only reads."`
 	Join        *string `source:"ESPERD_JOIN" group:"peers" placeholder:"HOST[:PORT],..." help:"Peers to ask for the log: rank 0's."`
 	Listen      *string `source:"ESPERD_LISTEN" group:"peers" placeholder:"HOST:PORT" help:"Address for peers; PORT+rank gives each rank its own. A world of one has no peers: by default nobody gets in."`
 	Advertise   *string `source:"ESPERD_ADVERTISE" group:"peers" placeholder:"HOST" help:"Host under which peers reach this one."`
@@ -29,6 +33,8 @@ type RunFlags struct {
 	PeerCA      *string `source:"ESPERD_PEER_CA" group:"peers" name:"peer-ca" placeholder:"FILE" help:"CA of the peers' certificates."`
 	Insecure    *bool   `source:"ESPERD_INSECURE" group:"peers" help:"Listen beyond loopback without a secret."`
 	LogStore    *string `source:"ESPERD_LOG_STORE" group:"tuning" placeholder:"boltdb|wal" help:"How the log is kept on disk."`
+	Durability  *string `source:"ESPERD_DURABILITY" group:"tuning" placeholder:"durable|relaxed" help:"Whether a decision waits for the disks of a majority of the voters, or for none: relaxed, a machine that crashes or loses power may lose decisions."`
+	Timeout     *string `source:"ESPERD_DECISION_TIMEOUT" group:"tuning" name:"decision-timeout" placeholder:"DURATION" help:"How long a call waits at most, such as 15m; longer only for a rank that says it is busy."`
 	LogLevel    *string `source:"ESPERD_LOG_LEVEL" group:"tuning" placeholder:"debug|info|warn|error" help:"What is logged, to stderr."`
 	LogFormat   *string `source:"ESPERD_LOG_FORMAT" group:"tuning" placeholder:"json|text" help:"Form of the log; json unless stderr is a terminal."`
 }
@@ -44,6 +50,7 @@ type Config struct {
 	Socket      string
 	SocketDir   bool // the socket has a directory of its own, to be made
 	AdminListen string
+	TokenFile   string // "": the admin door takes no requests
 	Join        []string
 	Listen      string
 	Advertise   string // "": found when the peers' door opens
@@ -53,6 +60,8 @@ type Config struct {
 	PeerCA      string
 	Insecure    bool
 	LogStore    string
+	Durability  string
+	Timeout     time.Duration // of a call's wait
 	LogLevel    slog.Level
 	LogFormat   string // "": by the kind of stderr
 
@@ -78,6 +87,12 @@ var launchers = []launcher{
 	{"Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
 	{"PMI", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"},
 }
+
+// relaxed is the durability that people are told of, and relaxedMeans what.
+const (
+	relaxed      = "relaxed"
+	relaxedMeans = "a machine that crashes or loses power may lose decisions which trainers have acted on"
+)
 
 const (
 	basePort      = 7400 // of rank 0's peer door, where there is no MASTER_PORT
@@ -272,6 +287,7 @@ func (r *resolver) abs(path string) string {
 
 func (r *resolver) security(f RunFlags, c *Config) error {
 	c.SecretFile = r.pick("secret_file", f.SecretFile)
+	c.TokenFile = r.pick("token_file", f.TokenFile)
 	c.PeerCert = r.pick("peer_cert", f.PeerCert)
 	c.PeerKey = r.pick("peer_key", f.PeerKey)
 	c.PeerCA = r.pick("peer_ca", f.PeerCA)
@@ -308,6 +324,13 @@ func (r *resolver) tuning(f RunFlags, c *Config) error {
 	if c.LogStore != "boltdb" && c.LogStore != "wal" {
 		return fmt.Errorf("%s is %q, expected boltdb or wal", r.from["log_store"], c.LogStore)
 	}
+	var err error
+	if c.Durability, err = r.durability(f.Durability); err != nil {
+		return err
+	}
+	if c.Timeout, err = r.timeout(f.Timeout); err != nil {
+		return err
+	}
 	level := r.pickOr("log_level", "info", f.LogLevel)
 	switch strings.ToLower(level) {
 	case "debug":
@@ -326,6 +349,30 @@ func (r *resolver) tuning(f RunFlags, c *Config) error {
 		return nil
 	}
 	return fmt.Errorf("%s is %q, expected json or text", r.from["log_format"], c.LogFormat)
+}
+
+func (r *resolver) durability(flag *string) (string, error) {
+	d := r.pickOr("durability", "durable", flag)
+	if d != "durable" && d != relaxed {
+		return "", fmt.Errorf("%s is %q, expected durable or relaxed", r.from["durability"], d)
+	}
+	return d, nil
+}
+
+// timeoutMin and timeoutMax bound --decision-timeout: ranks are apart by less
+// than the one, and nobody waits for the other.
+const (
+	timeoutMin = time.Second
+	timeoutMax = 7 * 24 * time.Hour
+)
+
+func (r *resolver) timeout(flag *string) (time.Duration, error) {
+	text := r.pickOr("decision_timeout", door.DefaultWaitMax.String(), flag)
+	d, err := time.ParseDuration(strings.TrimSpace(text))
+	if err != nil || d < timeoutMin || d > timeoutMax {
+		return 0, fmt.Errorf("%s is %.80q, expected a time from 1s to 168h, such as 90s or 15m", r.from["decision_timeout"], text)
+	}
+	return d, nil
 }
 
 func parseNumber(name, text string, limit uint64) (uint64, error) {

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -276,6 +277,12 @@ func TestResolveSecurityAndTuning(t *testing.T) {
 		"half a certificate":     {flags: RunFlags{PeerCert: str("a")}, err: "all three or none"},
 		"secret and certificate": {flags: RunFlags{SecretFile: str("s"), PeerCert: str("a"), PeerKey: str("b"), PeerCA: str("c")}, err: "drop one"},
 		"log store":              {flags: RunFlags{LogStore: str("lmdb")}, err: "boltdb or wal"},
+		"durability":             {env: map[string]string{"ESPERD_DURABILITY": "none"}, err: `ESPERD_DURABILITY is "none", expected durable or relaxed`},
+		"durability, empty":      {flags: RunFlags{Durability: str("")}, err: `--durability is "", expected durable or relaxed`},
+		"timeout":                {flags: RunFlags{Timeout: str("soon")}, err: `--decision-timeout is "soon", expected a time from 1s to 168h`},
+		"timeout, no unit":       {env: map[string]string{"ESPERD_DECISION_TIMEOUT": "900"}, err: `ESPERD_DECISION_TIMEOUT is "900", expected a time from 1s to 168h, such as 90s`},
+		"timeout, too short":     {flags: RunFlags{Timeout: str("999ms")}, err: "from 1s"},
+		"timeout, too long":      {flags: RunFlags{Timeout: str("169h")}, err: "to 168h"},
 		"log level":              {env: map[string]string{"ESPERD_LOG_LEVEL": "loud"}, err: "ESPERD_LOG_LEVEL"},
 		"log format":             {flags: RunFlags{LogFormat: str("xml")}, err: "json or text"},
 		"insecure":               {env: map[string]string{"ESPERD_INSECURE": "maybe"}, err: "ESPERD_INSECURE"},
@@ -286,6 +293,75 @@ func TestResolveSecurityAndTuning(t *testing.T) {
 			require.ErrorContains(t, err, c.err)
 		})
 	}
+}
+
+func TestResolveDurability(t *testing.T) {
+	for name, c := range map[string]struct {
+		flag             *string
+		env              map[string]string
+		durability, from string
+	}{
+		"nothing":  {durability: "durable", from: "default"},
+		"flag":     {flag: str("relaxed"), durability: "relaxed", from: "--durability"},
+		"variable": {env: map[string]string{"ESPERD_DURABILITY": "relaxed"}, durability: "relaxed", from: "ESPERD_DURABILITY"},
+		"both":     {flag: str("durable"), env: map[string]string{"ESPERD_DURABILITY": "relaxed"}, durability: "durable", from: "--durability"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := resolve(RunFlags{Durability: c.flag}, testSurroundings(c.env))
+			require.NoError(t, err)
+			require.Equal(t, []string{c.durability, c.from}, []string{got.Durability, got.From["durability"]})
+		})
+	}
+}
+
+func TestResolveTokenAndTimeout(t *testing.T) {
+	got, err := resolve(RunFlags{}, testSurroundings(nil))
+	require.NoError(t, err)
+	require.Equal(t, []any{"", "", 15 * time.Minute, "default"}, []any{got.TokenFile, got.From["token_file"], got.Timeout, got.From["decision_timeout"]})
+	env := map[string]string{"ESPERD_TOKEN_FILE": "/t", "ESPERD_DECISION_TIMEOUT": "90s"}
+	got, err = resolve(RunFlags{}, testSurroundings(env))
+	require.NoError(t, err)
+	require.Equal(t, []any{"/t", "ESPERD_TOKEN_FILE", 90 * time.Second, "ESPERD_DECISION_TIMEOUT"}, []any{got.TokenFile, got.From["token_file"], got.Timeout, got.From["decision_timeout"]})
+	got, err = resolve(RunFlags{TokenFile: str("/f"), Timeout: str("1h")}, testSurroundings(env))
+	require.NoError(t, err)
+	require.Equal(t, []any{"/f", "--token-file", time.Hour, "--decision-timeout"}, []any{got.TokenFile, got.From["token_file"], got.Timeout, got.From["decision_timeout"]})
+}
+
+func TestReadToken(t *testing.T) {
+	token, err := readToken("")
+	require.NoError(t, err)
+	require.Empty(t, token)
+	for name, c := range map[string]struct {
+		content string
+		mode    os.FileMode
+		err     string // "": it is good
+	}{
+		"a line":       {content: strings.Repeat("x", 16) + "\n", mode: 0o600},
+		"the longest":  {content: strings.Repeat("x", tokenBytesMax), mode: 0o400},
+		"open":         {content: strings.Repeat("x", 16), mode: 0o640, err: "has mode 0640, expected no access for group and others: chmod 600"},
+		"short":        {content: " " + strings.Repeat("x", 15) + "\n", mode: 0o600, err: "holds 15 bytes, expected at least 16 random ones (`umask 077; openssl rand"},
+		"empty":        {mode: 0o600, err: "holds 0 bytes"},
+		"long":         {content: strings.Repeat("x", tokenBytesMax+1), mode: 0o600, err: "holds more than 4096 bytes"},
+		"two lines":    {content: strings.Repeat("x\n", 20), mode: 0o600, err: "expected one line"},
+		"no HTTP text": {content: strings.Repeat("\u00e4", 20), mode: 0o600, err: "printable ASCII"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "token")
+			require.NoError(t, os.WriteFile(file, []byte(c.content), 0o600))
+			require.NoError(t, os.Chmod(file, c.mode))
+			token, err := readToken(file)
+			if c.err == "" {
+				require.NoError(t, err)
+				require.Equal(t, strings.TrimSpace(c.content), token)
+				return
+			}
+			require.ErrorContains(t, err, file)
+			require.ErrorContains(t, err, c.err)
+			require.NotContains(t, err.Error(), "xxxx", "it is nobody's business")
+		})
+	}
+	_, err = readToken(filepath.Join(t.TempDir(), "none"))
+	require.ErrorContains(t, err, "--token-file (ESPERD_TOKEN_FILE)")
 }
 
 func TestOwnSocketDir(t *testing.T) {

@@ -29,6 +29,7 @@ type daemon struct {
 	node     *replica.Node
 	doors    *door.Server
 	adminURL string
+	token    string // for requests at the admin door; "": nobody's
 }
 
 // openDaemon starts everything, in the order in which one needs the other. What
@@ -51,6 +52,9 @@ func openDaemon(cfg Config, base *slog.Logger) (_ *daemon, err error) {
 	}
 	if cfg.Insecure && security == nil {
 		d.log.Warn("--insecure: whoever can reach the peers' address can write into the log", "listen", cfg.Listen)
+	}
+	if d.token, err = readToken(cfg.TokenFile); err != nil {
+		return d, err
 	}
 	if cfg.SocketDir {
 		if err := ownSocketDir(filepath.Dir(cfg.Socket)); err != nil {
@@ -114,13 +118,14 @@ func (d *daemon) openNode(security *replica.PeerSecurity) error {
 		host = "" // for people only
 	}
 	d.node, err = replica.Open(replica.Config{Rank: c.Rank, World: c.World, Run: c.Run, Host: host, Join: c.Join,
-		Dir: d.dir, LogStore: c.LogStore, Network: network, Logger: d.base})
+		Dir: d.dir, LogStore: c.LogStore, Durability: c.Durability, Network: network, Logger: d.base})
 	return err // a node that does not open closes its network
 }
 
 func (d *daemon) openDoors() error {
 	var err error
-	d.doors, err = door.Open(door.Options{Replica: d.node, Socket: d.cfg.Socket, Admin: d.cfg.AdminListen, Version: thisVersion().Esperd, Fingerprint: d.cfg.Round, Logger: d.base})
+	d.doors, err = door.Open(door.Options{Replica: d.node, Socket: d.cfg.Socket, Admin: d.cfg.AdminListen, Version: thisVersion().Esperd,
+		Fingerprint: d.cfg.Round, WaitMax: d.cfg.Timeout, Token: d.token, Logger: d.base})
 	if err != nil {
 		return err
 	}
@@ -185,7 +190,8 @@ func (d *daemon) close(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
-	if d.cfg.SocketDir {
+	if d.cfg.SocketDir { // outside the data directory nothing stays
+		_ = os.Remove(d.cfg.Socket + door.WordSuffix)
 		_ = os.Remove(filepath.Dir(d.cfg.Socket)) // only an empty one goes
 	}
 	if d.node != nil {

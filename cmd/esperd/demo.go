@@ -15,9 +15,10 @@ import (
 const demoMax = 15 * time.Minute
 
 type demoCmd struct {
-	Recording string `placeholder:"DIR" help:"Replay rank0.jsonl, rank1.jsonl, ... of this directory instead of the recording that comes with esperd."`
-	Keep      bool   `help:"Leave the ranks running, to look at them."`
-	JSON      bool   `name:"json" help:"Print one JSON object."`
+	Recording  string  `placeholder:"DIR" help:"Replay rank0.jsonl, rank1.jsonl, ... of this directory instead of the recording that comes with esperd."`
+	Durability *string `source:"ESPERD_DURABILITY" placeholder:"durable|relaxed" help:"As of esperd run, for every rank."`
+	Keep       bool    `help:"Leave the ranks running, to look at them."`
+	JSON       bool    `name:"json" help:"Print one JSON object."`
 }
 
 // Help says more than the flags do.
@@ -26,6 +27,11 @@ func (*demoCmd) Help() string {
 }
 
 func (c *demoCmd) Run(a *app) error {
+	settings := &resolver{surroundings: a.surroundings, from: map[string]string{}}
+	durability, err := settings.durability(c.Durability)
+	if err != nil {
+		return usageError{err}
+	}
 	rec, name, err := c.load(a)
 	if err != nil {
 		return err
@@ -35,7 +41,7 @@ func (c *demoCmd) Run(a *app) error {
 	ctx, expire := context.WithTimeoutCause(ctx, demoMax, fmt.Errorf("the demo took more than %s", demoMax))
 	defer expire()
 	started := time.Now()
-	cluster, err := startCluster(rec.World, a.env)
+	cluster, err := startCluster(rec.World, durability, a.env)
 	if err != nil {
 		return err
 	}
@@ -44,7 +50,7 @@ func (c *demoCmd) Run(a *app) error {
 		cluster.stop()
 		return errors.Join(err, cluster.remove())
 	}
-	r.took = time.Since(started)
+	r.took, r.Durability = time.Since(started), durability
 	if c.Keep {
 		r.Kept = cluster.kept()
 	} else {

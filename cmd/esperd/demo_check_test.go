@@ -60,6 +60,9 @@ func TestReportOfARightRun(t *testing.T) {
 	r.took = 1500 * time.Millisecond
 	require.NoError(t, r.write(&out))
 	golden(t, "demo.txt", out.Bytes())
+	r.Durability = relaxed
+	require.NoError(t, r.write(&out))
+	require.Contains(t, out.String(), "RELAXED: a machine that crashes or loses power may lose decisions")
 }
 
 // Every kind of wrong answer has to be found: the demo is a check, not a show.

@@ -38,7 +38,7 @@ type rankProcess struct {
 }
 
 // startCluster starts the processes; it does not wait until they serve.
-func startCluster(world int, env map[string]string) (*cluster, error) {
+func startCluster(world int, durability string, env map[string]string) (*cluster, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("cannot find the esperd binary to start the ranks from: %w", err)
@@ -58,10 +58,10 @@ func startCluster(world int, env map[string]string) (*cluster, error) {
 	}
 	run := "demo-" + strings.ToLower(rand.Text()[:8])
 	for rank := range world {
-		p, err := startRank(exe, dir, rank, []string{"run",
+		p, err := startRank(exe, dir, rank, world, []string{"run",
 			"--rank", strconv.Itoa(rank), "--world-size", strconv.Itoa(world), "--run-id", run,
 			"--listen", "127.0.0.1:" + ports[rank], "--join", "127.0.0.1:" + ports[0],
-			"--secret-file", secret, "--log-format", "json"}, env)
+			"--secret-file", secret, "--durability", durability, "--log-format", "json"}, env)
 		if err != nil {
 			c.stop()
 			return nil, errors.Join(err, c.remove())
@@ -108,7 +108,7 @@ func demoDir() (string, error) {
 	return dir, nil
 }
 
-func startRank(exe, dir string, rank int, args []string, env map[string]string) (*rankProcess, error) {
+func startRank(exe, dir string, rank, world int, args []string, env map[string]string) (*rankProcess, error) {
 	p := &rankProcess{rank: rank, done: make(chan struct{}), logFile: filepath.Join(dir, fmt.Sprintf("rank%d.log", rank))}
 	p.dataDir = filepath.Join(dir, fmt.Sprintf("rank%d", rank))
 	p.socket = filepath.Join(p.dataDir, socketName)
@@ -119,7 +119,7 @@ func startRank(exe, dir string, rank int, args []string, env map[string]string) 
 	defer log.Close() // the process has its own
 	p.cmd = exec.Command(exe, append(args, "--data-dir", p.dataDir, "--socket", p.socket)...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.Env = cleanEnv(env)
+	p.cmd.Env = append(cleanEnv(env), "LOCAL_WORLD_SIZE="+strconv.Itoa(world)) // as a launcher says it
 	// An interrupt at the terminal is for the demo, which stops its ranks.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := p.cmd.Start(); err != nil {
@@ -136,7 +136,7 @@ func startRank(exe, dir string, rank int, args []string, env map[string]string) 
 func cleanEnv(env map[string]string) []string {
 	var out []string
 	for k, v := range env {
-		if strings.HasPrefix(k, "ESPERD_") || strings.HasPrefix(k, "MASTER_") || strings.HasPrefix(k, "TORCHELASTIC_") {
+		if strings.HasPrefix(k, "ESPERD_") || strings.HasPrefix(k, "MASTER_") || strings.HasPrefix(k, "TORCHELASTIC_") || k == "LOCAL_WORLD_SIZE" {
 			continue
 		}
 		out = append(out, k+"="+v)

@@ -83,7 +83,7 @@ func feed(ctx context.Context, rec *Recording, rank int, socket string, answers 
 			}
 		}
 	}
-	return nil
+	return c.End(ctx, "") // this process ends, and its ranks may be kept
 }
 
 func connect(parent context.Context, rec *Recording, rank int, socket string) (*client.Client, error) {

@@ -30,6 +30,7 @@ type demoReport struct {
 	Index                uint64      `json:"index"` // of the last entry
 	Chain                string      `json:"chain"`
 	Slots                []demoSlot  `json:"slots"`
+	Durability           string      `json:"durability"`
 	VisibleMS            quantilesMS `json:"decision_visible_ms"`
 	Differences          []string    `json:"differences"`
 	Kept                 []keptRank  `json:"kept,omitempty"`
@@ -151,6 +152,9 @@ func (r *demoReport) write(w io.Writer) error {
 		row("recording", yesNo(r.RecordingMatches, "every stage, alpha and decision of every rank and epoch is as recorded", "NOT as recorded"))
 		row("replicas", yesNo(r.DigestsEqual, fmt.Sprintf("the same %d entries and the same state on every rank (chain %.12s)", r.Index, r.Chain), "NOT the same on every rank"))
 		row("decision time", fmt.Sprintf("p50 %.1f ms, p99 %.1f ms from rank 0's request until the slowest rank had the answer", r.VisibleMS.P50, r.VisibleMS.P99))
+		if r.Durability == relaxed {
+			row("durability", "RELAXED: "+relaxedMeans)
+		}
 	})
 	for i, d := range r.Differences {
 		if i == differencesShown {

@@ -53,11 +53,12 @@ func demo(t *testing.T, args ...string) (status int, r demoReport, stderr string
 }
 
 func TestDemoOfAnotherRecording(t *testing.T) {
-	status, r, errs := demo(t, "--recording", recordingOf(t, 2, -1, nil))
+	status, r, errs := demo(t, "--recording", recordingOf(t, 2, -1, nil), "--durability", "relaxed")
 	require.Equal(t, exitOK, status, errs)
 	require.True(t, r.RecordingMatches && r.DigestsEqual && r.DisagreementsMatch)
 	require.Equal(t, []int{2, 46, 8}, []int{r.Ranks, r.Decisions, r.ShadowDisagreements})
 	require.Positive(t, r.VisibleMS.P50)
+	require.Equal(t, "relaxed", r.Durability)
 	require.Len(t, r.Slots[0].Ranks, 2)
 }
 

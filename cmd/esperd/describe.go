@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -104,6 +105,8 @@ func describeEvent(ev *events.Event, before []events.Event) string {
 		return fmt.Sprintf("fence %d", ev.Fenced.N)
 	case ev.Refused != nil:
 		return fmt.Sprintf("refused, %s: %s", ev.Refused.Code, ev.Refused.Reason)
+	case ev.Fact != nil:
+		return factText(ev.Fact)
 	default:
 		return describeBookkeeping(ev)
 	}
@@ -124,7 +127,11 @@ func describeBookkeeping(ev *events.Event) string {
 		return fmt.Sprintf("node %s leaves: %s", nodeText(ev.NodeLeft.Node), ev.NodeLeft.Reason)
 	case ev.RoundOpened != nil:
 		r := ev.RoundOpened
-		return fmt.Sprintf("round %d opens with %s, fingerprint %q", r.Round, plural(len(r.Members), "rank"), r.Fingerprint)
+		mode := ""
+		if len(r.Members) > 0 && r.Members[0].Mode != events.ModeKeyed && r.Members[0].Mode != "" {
+			mode = " in the mode " + r.Members[0].Mode
+		}
+		return fmt.Sprintf("round %d opens with %s%s, fingerprint %q", r.Round, plural(len(r.Members), "rank"), mode, r.Fingerprint)
 	case ev.RoundFaulted != nil:
 		return faultText(ev.RoundFaulted)
 	case ev.Configured != nil:
@@ -144,11 +151,75 @@ func describeBookkeeping(ev *events.Event) string {
 		}
 		return fmt.Sprintf("rank %d alone: %s %s for %s, where rank 0 decided %s (entry %d)", v.Rank, v.Verdict.Gate, own, seedText(v.Key.Slot, v.Key.Seed), decided, v.Index)
 	}
+	if text := describeSince2(ev); text != "" {
+		return text
+	}
 	name, _ := ev.Payload()
 	if name == "" {
 		return "an event that this esperd does not know: upgrade it"
 	}
 	return strings.ReplaceAll(name, "_", " ")
+}
+
+// describeSince2 is for the bookkeeping events of version 2 of the log.
+func describeSince2(ev *events.Event) string {
+	switch {
+	case ev.Requested != nil:
+		r := ev.Requested
+		return fmt.Sprintf("%s of %s%s asked for%s", r.Action, seedText(r.Slot, r.Seed), ofModel(r.Model), reasonText(r.Reason, r.Initiator))
+	case ev.RequestDone != nil && ev.RequestDone.Skipped != "":
+		return fmt.Sprintf("what entry %d asked for is not done: %s", ev.RequestDone.Request, ev.RequestDone.Skipped)
+	case ev.RequestDone != nil:
+		return fmt.Sprintf("as entry %d asked", ev.RequestDone.Request)
+	case ev.Mismatched != nil:
+		return mismatchText(ev.Mismatched)
+	case ev.OutcomeDiffers != nil:
+		d := ev.OutcomeDiffers
+		return fmt.Sprintf("rank %d alone: %s after %s%s, where rank 0 has %s (entry %d)", d.Rank, outcomeText(&d.Got), keyText(&d.Key), siteText(d.Site), outcomeText(&d.Want), d.Index)
+	}
+	return ""
+}
+
+// mismatchText is for a round that goes on; faultText is for one that does not.
+func mismatchText(m *events.Mismatched) string {
+	got, want := keyText(&m.Got)+siteText(m.GotSite), keyText(&m.Want)+siteText(m.WantSite)
+	switch {
+	case m.Code != events.CodeMissingCall:
+		return fmt.Sprintf("rank %d called %s, where rank 0 called %s (entry %d)", m.Rank, got, want, m.Index)
+	case m.Got.Op.Fence():
+		return fmt.Sprintf("rank %d never called %s, as rank 0 did, before %s (entry %d)", m.Rank, want, got, m.Index)
+	default:
+		return fmt.Sprintf("rank %d alone called %s, before rank 0's %s (entry %d)", m.Rank, got, want, m.Index)
+	}
+}
+
+func factText(f *events.Fact) string {
+	text := fmt.Sprintf("%s is %s", seedText(f.Slot, f.Seed), stageAndGate(f.Stage, events.Num(f.Amplitude.Alpha), f.Passed))
+	if f.Blueprint != "" {
+		text += ": " + f.Blueprint
+	}
+	if f.Reason != "" {
+		text += ": " + f.Reason
+	}
+	if f.Unexpected != "" {
+		text += "; UNEXPECTED: " + f.Unexpected
+	}
+	return text
+}
+
+func outcomeText(o *events.Outcome) string {
+	return o.Slot + " " + stageAndGate(o.Stage, o.Alpha, o.Passed)
+}
+
+func stageAndGate(s events.Stage, alpha events.Num, passed *bool) string {
+	text := s.String()
+	if s != events.StageDormant {
+		text += ", alpha " + alphaText(float64(alpha))
+	}
+	if passed != nil {
+		text += map[bool]string{true: ", gate passed", false: ", gate failed"}[*passed]
+	}
+	return text
 }
 
 // describeReport is for an entry that only acknowledges reports.
@@ -166,6 +237,10 @@ func describeReport(list []events.Event) string {
 }
 
 func faultText(f *events.RoundFaulted) string {
+	if f.Code == events.CodeUnavailable {
+		return fmt.Sprintf("round %d is over, %s: the trainer of rank %d is gone: %s; its last call was %s%s (entry %d)",
+			f.Round, f.Code, f.Rank, cmp.Or(f.Reason, "it is not known why"), keyText(&f.Got), siteText(f.GotSite), f.Index)
+	}
 	return fmt.Sprintf("round %d is over, %s: rank %d called %s%s, where rank 0 called %s%s (entry %d)",
 		f.Round, f.Code, f.Rank, keyText(&f.Got), siteText(f.GotSite), keyText(&f.Want), siteText(f.WantSite), f.Index)
 }
@@ -183,10 +258,14 @@ func keyText(k *events.Key) string {
 	if k.Op == events.OpStepEpoch {
 		text += " " + strconv.FormatInt(k.Epoch, 10)
 	}
-	if k.Model != api.DefaultModel && k.Model != "" {
-		text += " of " + k.Model
+	return text + ofModel(k.Model)
+}
+
+func ofModel(model string) string {
+	if model == api.DefaultModel || model == "" {
+		return ""
 	}
-	return text
+	return " of " + model
 }
 
 func siteText(site string) string {

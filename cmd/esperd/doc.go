@@ -10,10 +10,13 @@
 //	daemon.go         a node with its doors, opened and closed in order
 //	run.go, exec.go   a daemon alone, and with a command
 //	exec_linux.go     ... which ends with it, exec_other.go: or does not
+//	token.go          who may make requests at the admin door
 //	target.go         which esperd the commands that look ask
 //	view.go           status, slots, ranks
 //	events.go         events
-//	tables.go         what people see of all that
+//	request.go        request
+//	tables.go         what people see of all that:
+//	tables_ranks.go   ... of the ranks, and of what they ask for
 //	describe.go       an entry of the log in words
 //	recording.go      a recorded run, read strictly
 //	demo.go           replaying one through a process a rank:

@@ -30,7 +30,7 @@ var errEnough = errors.New("enough")
 func (c *eventsCmd) Run(a *app) error {
 	ctx, cancel := a.stopped()
 	defer cancel()
-	err := c.askFor(ctx, a, func(ctx context.Context, admin *client.Admin) error {
+	err := c.askFor(ctx, a, func(ctx context.Context, admin *client.Admin, _ target) error {
 		shown := uint64(0)
 		show := func(e api.Entry) error {
 			if shown == 0 && !c.JSON {

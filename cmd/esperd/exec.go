@@ -43,6 +43,7 @@ func (c *execCmd) Run(a *app) error {
 		fmt.Fprintf(a.stderr, "esperd: error: cannot run the command: %v\n", err)
 		return exitError(exitNotFound)
 	}
+	limitProcs(a.env)
 	d, err := openDaemon(cfg, newLogger(a.stderr, &cfg))
 	if err != nil {
 		return err

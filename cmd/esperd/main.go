@@ -28,6 +28,7 @@ type cli struct {
 	Slots   slotsCmd   `cmd:"" help:"Show a model's slots."`
 	Ranks   ranksCmd   `cmd:"" help:"Show every rank: where it is and what it waits for."`
 	Events  eventsCmd  `cmd:"" help:"Show the log, an entry a line."`
+	Request requestCmd `cmd:"" help:"Ask for something at a model's next fence."`
 	Version versionCmd `cmd:"" help:"Show the version."`
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"time"
 )
 
@@ -21,6 +22,7 @@ func (c *runCmd) Run(a *app) error {
 	if err != nil {
 		return usageError{err}
 	}
+	limitProcs(a.env)
 	d, err := openDaemon(cfg, newLogger(a.stderr, &cfg))
 	if err != nil {
 		return err
@@ -40,9 +42,12 @@ func (d *daemon) announce() {
 	c := &d.cfg
 	attrs := []any{"world_size", c.World, "run_id", d.runID(), "node", d.node.ID(), "version", thisVersion().Esperd,
 		"data_dir", c.DataDir, "socket", c.Socket, "admin", d.adminURL, "peers", d.node.Status().Address, "join", c.Join,
-		"log_store", c.LogStore, "pid", os.Getpid()}
+		"log_store", c.LogStore, "durability", c.Durability, "decision_timeout", c.Timeout.String(), "processors", runtime.GOMAXPROCS(0), "pid", os.Getpid()}
 	if c.LocalRank != "" {
 		attrs = append(attrs, "local_rank", c.LocalRank)
+	}
+	if c.TokenFile != "" {
+		attrs = append(attrs, "token_file", c.TokenFile)
 	}
 	if c.Round != "" {
 		attrs = append(attrs, "round", c.Round)
@@ -51,11 +56,18 @@ func (d *daemon) announce() {
 		attrs = append(attrs, "restart", c.Restart)
 	}
 	d.log.Info("esperd is up", append(attrs, "from", c.From)...)
+	if c.Durability == relaxed {
+		d.log.Warn("relaxed durability: " + relaxedMeans + "; a process that is killed loses none; --durability=durable makes every decision wait for the disks")
+	}
 	for _, w := range d.dir.Warnings() {
 		d.log.Warn(w)
 	}
 	if host, _, err := net.SplitHostPort(c.AdminListen); err == nil && host != "localhost" && !net.ParseIP(host).IsLoopback() {
-		d.log.Warn("the admin door answers anybody who reaches it: it is read-only and asks for no credentials", "admin_listen", c.AdminListen)
+		warning := "the admin door answers anybody who reaches it: it is read-only and asks for no credentials"
+		if d.token != "" {
+			warning = "the admin door answers anybody who reaches it, and takes the requests of who has the token, which is not encrypted on its way"
+		}
+		d.log.Warn(warning, "admin_listen", c.AdminListen)
 	}
 }
 

@@ -45,7 +45,9 @@ func writeJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-func statusTable(w io.Writer, s *api.State) error {
+// statusTable shows a node's state, and what the ranks' reports come to where it
+// matters (observing); else ranks are nil.
+func statusTable(w io.Writer, s *api.State, ranks []api.Rank) error {
 	switch {
 	case s.Phase == "joining":
 		fmt.Fprintf(w, "JOINING: this node is not part of a log yet, so its trainer has to wait.\n%s\n\n", oneLine(joiningText(s)))
@@ -70,6 +72,9 @@ func statusTable(w io.Writer, s *api.State) error {
 			log += fmt.Sprintf("; entries before %d are still being fetched", s.CompleteFrom)
 		}
 		row("log", log)
+		if s.Durability == relaxed {
+			row("durability", "RELAXED: "+relaxedMeans)
+		}
 		if s.Problem != "" && s.Phase != "joining" {
 			row("problem", s.Problem)
 		}
@@ -77,6 +82,8 @@ func statusTable(w io.Writer, s *api.State) error {
 		for _, m := range s.Models {
 			row("model", modelText(&m))
 		}
+		requestRows(row, s.Requests)
+		observedRows(row, ranks)
 	})
 }
 
@@ -128,7 +135,7 @@ func roundText(r *api.Round) string {
 	if r.Fault != nil {
 		return "FAULTED: " + faultText(r.Fault)
 	}
-	return fmt.Sprintf("%d, %s, fingerprint %q", r.Number, plural(len(r.Members), "rank"), r.Fingerprint)
+	return fmt.Sprintf("%d, %s, mode %s, fingerprint %q", r.Number, plural(len(r.Members), "rank"), modeOf(r), r.Fingerprint)
 }
 
 func modelText(m *api.Model) string {
@@ -174,75 +181,6 @@ func rampText(s *api.Slot) string {
 		return "-"
 	}
 	return fmt.Sprintf("%s to %s, %d of %d ticks", c.Mode, alphaText(c.Target), c.Done, c.Total)
-}
-
-func ranksTable(w io.Writer, ranks []api.Rank) error {
-	return table(w, func(row func(...any)) {
-		row("RANK", "NODE", "HOST", "ADDRESS", "ROLE", "ENTRY", "CHAIN", "TRAINER", "DISAGREED", "LAST CALL", "NOW")
-		for i := range ranks {
-			r := &ranks[i]
-			if r.Unreachable != "" {
-				row(r.Rank, nodeText(r.Node), orDash(r.Host), orDash(r.Address), "-", "-", "-", "-", "-", "-", "UNREACHABLE: "+r.Unreachable)
-				continue
-			}
-			role := orDash(r.Role)
-			if !r.Voter && r.Role != "" {
-				role += " (nonvoter)"
-			}
-			trainer := "no"
-			if r.Session {
-				trainer = "connected"
-			}
-			last := "-"
-			if r.Last != nil {
-				last = fmt.Sprintf("%d: %s%s", r.Last.Key.Call, keyText(&r.Last.Key), siteText(r.Last.Site))
-			}
-			row(r.Rank, nodeText(r.Node), orDash(r.Host), orDash(r.Address), role, r.Index, r.Chain.Short(), trainer, r.Disagreements, last, nowText(r))
-		}
-	})
-}
-
-// nowText is what a rank does, and what is wrong with its node.
-func nowText(r *api.Rank) string {
-	text := r.Problem
-	if r.Phase != "" && r.Phase != "member" {
-		text = strings.ToUpper(r.Phase)
-		if r.Problem != "" {
-			text += ": " + r.Problem
-		}
-	}
-	if len(r.Waiting) == 0 {
-		return orDash(text)
-	}
-	if text != "" {
-		text += "; "
-	}
-	return text + waitingText(r.Waiting)
-}
-
-func waitingText(waiting []api.Arrival) string {
-	texts := make([]string, 0, len(waiting))
-	for i := range waiting {
-		a := &waiting[i]
-		what := "the other trainers"
-		if a.What == "decision" {
-			what = keyText(a.Key) + siteText(a.Site)
-		}
-		text := fmt.Sprintf("waits %.1f s for %s", a.Seconds, what)
-		if len(a.Missing) > 0 {
-			text += fmt.Sprintf(", missing %s", rankList(a.Missing))
-		}
-		texts = append(texts, text)
-	}
-	return strings.Join(texts, "; ")
-}
-
-func rankList(ranks []uint64) string {
-	noun := "rank "
-	if len(ranks) > 1 {
-		noun = "ranks "
-	}
-	return noun + strings.Trim(fmt.Sprint(ranks), "[]")
 }
 
 const entryFormat = "%6v  %-12s  %-10s  %5v  %-24s  %s  %s\n"

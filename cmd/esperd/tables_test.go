@@ -73,6 +73,7 @@ func TestTables(t *testing.T) {
 		Models: []api.Model{{Name: "main", Generation: 1, Epoch: 9, Calls: 30, Slots: exampleSlots()}}}
 	alone := *state
 	alone.Quorum, alone.Leader, alone.Role, alone.CompleteFrom, alone.Problem = false, "", "candidate", 12, "disk full"
+	alone.Durability = relaxed
 	alone.Round = &api.Round{Number: 2, Fault: exampleFault()}
 	joining := api.State{Node: nodeB, Rank: 1, World: 2, Phase: "joining", Role: "none"}
 	refused := joining
@@ -90,7 +91,7 @@ func TestTables(t *testing.T) {
 	}
 	var out bytes.Buffer
 	for _, s := range []*api.State{state, &alone, &joining, &refused} {
-		require.NoError(t, statusTable(&out, s))
+		require.NoError(t, statusTable(&out, s, nil))
 		out.WriteString("--\n")
 	}
 	require.NoError(t, slotsTable(&out, exampleSlots()))

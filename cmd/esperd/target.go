@@ -78,25 +78,38 @@ func (r *resolver) inDataDir(dir string) (target, error) {
 
 // ask lets look read from the esperd that the flags name.
 func (f *targetFlags) ask(a *app, look func(context.Context, *client.Admin) error) error {
-	ctx, cancel := context.WithTimeout(a.ctx, answerMax)
+	return f.askWithin(answerMax, a, func(ctx context.Context, admin *client.Admin, _ target) error { return look(ctx, admin) })
+}
+
+// askWithin is ask with another patience, for a look that has to know whom it
+// asks.
+func (f *targetFlags) askWithin(patience time.Duration, a *app, look func(context.Context, *client.Admin, target) error) error {
+	ctx, cancel := context.WithTimeoutCause(a.ctx, patience, silentError(patience))
 	defer cancel()
 	return f.askFor(ctx, a, look)
 }
 
+// silentError is for how long an esperd has not answered.
+type silentError time.Duration
+
+func (e silentError) Error() string {
+	return fmt.Sprintf("did not answer within %s", time.Duration(e))
+}
+
 // askFor is ask for as long as ctx lasts.
-func (f *targetFlags) askFor(ctx context.Context, a *app, look func(context.Context, *client.Admin) error) error {
+func (f *targetFlags) askFor(ctx context.Context, a *app, look func(context.Context, *client.Admin, target) error) error {
 	t, err := f.target(a.surroundings)
 	if err != nil {
 		return usageError{err}
 	}
 	admin := client.NewAdmin(t.address)
 	defer admin.Close()
-	err = look(ctx, admin)
+	err = look(ctx, admin, t)
 	if unreachable, ok := errors.AsType[*url.Error](err); ok && ctx.Err() == nil {
 		return fmt.Errorf("no esperd answers at %s (from %s): %w: start it, or name another with --socket, --data-dir or --url, or its run with ESPERD_RUN_ID", t.address, t.from, unreachable.Err)
 	}
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return fmt.Errorf("the esperd at %s (from %s) did not answer within %s: is its process stopped?", t.address, t.from, answerMax)
+	if silent, ok := errors.AsType[silentError](context.Cause(ctx)); ok {
+		return fmt.Errorf("the esperd at %s (from %s) %w: is its process stopped?", t.address, t.from, silent)
 	}
 	return err
 }

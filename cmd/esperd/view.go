@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 
+	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/client"
+	"github.com/esperd/esperd/events"
 )
 
 type statusCmd struct {
@@ -24,7 +26,15 @@ func (c *statusCmd) Run(a *app) error {
 		if c.JSON {
 			return writeJSON(a.stdout, s)
 		}
-		return statusTable(a.stdout, s)
+		var ranks []api.Rank
+		if modeOf(s.Round) == events.ModeObserve {
+			r, err := admin.Ranks(ctx)
+			if err != nil {
+				return err
+			}
+			ranks = r.Ranks
+		}
+		return statusTable(a.stdout, s, ranks)
 	})
 }
 
