@@ -11,6 +11,10 @@ says who a rank is, the same file is one rank:
 Every rank trains on its own shard and judges by its own images, so the ranks'
 gates do not always agree. Rank 0's decision is in the log, and every rank's
 network grows by it. At the end the ranks compare stages and weights.
+
+With --mode keyed every rank asks for each decision, and is told whether its own
+gate would have agreed. With --mode follow rank 0 alone asks, and the others only
+apply the changes.
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description="Grow a network on several ranks.")
     options.add_argument("--ranks", type=int, default=4, help="ranks to start, where no launcher does")
     options.add_argument("--epochs", type=int, default=20)
+    options.add_argument("--mode", choices=("keyed", "follow"), default="keyed", help="who asks for decisions: every rank, or rank 0 alone")
     options.add_argument("--data-dir", help="for the logs, which replay the run; default: a temporary one")
     options.add_argument("--json", action="store_true", help="end with a JSON object")
     args = options.parse_args()
@@ -124,7 +129,7 @@ class Rank:
 
     def policy(self, epoch: int, slots: Mapping[str, esperd.Slot]) -> List[esperd.Decision]:
         """Ask for what should happen next. It looks at nothing but the log, so
-        every rank asks for the same."""
+        every rank that asks asks for the same."""
         decisions = []
         for name, (blueprint, begin) in PLAN.items():
             slot = slots[name]
@@ -140,22 +145,19 @@ class Rank:
         self.decisions += decisions
         return decisions
 
-    def apply(self, fence: esperd.Fence) -> None:
-        """Do to the network what became of the slots in the log."""
-        for change in fence.changes:
-            slot = self.host.slot(change.slot)
-            if change.stage_from == "DORMANT":
-                seed = slot.germinate(fence.slots[change.slot].blueprint, change.seed).to(self.device)
-                self.optimizer.add_param_group({"params": list(seed.parameters())})
-            slot.stage, slot.alpha = change.stage, change.alpha
-            if change.stage == "PRUNED":
-                self.forget(slot)
-            elif slot.seed is not None:
-                for p in slot.seed.parameters():
-                    p.requires_grad_(not change.frozen)
-                    p.grad = None
-        if fence.changes:
-            self.place_gradients()
+    def apply(self, change: esperd.Change) -> None:
+        """Do to the network what became of a slot in the log."""
+        slot = self.host.slot(change.slot)
+        if change.stage_from == "DORMANT":
+            seed = slot.germinate(self.ep.slots()[change.slot].blueprint, change.seed).to(self.device)
+            self.optimizer.add_param_group({"params": list(seed.parameters())})
+        slot.stage, slot.alpha = change.stage, change.alpha
+        if change.stage == "PRUNED":
+            self.forget(slot)
+        elif slot.seed is not None:
+            for p in slot.seed.parameters():
+                p.requires_grad_(not change.frozen)
+                p.grad = None
 
     def forget(self, slot: GrowingSlot) -> None:
         """Remove a seed, and what the optimizer knows of it."""
@@ -164,6 +166,12 @@ class Rank:
         for p in gone:
             self.optimizer.state.pop(p, None)
         slot.seed = None
+
+    def end(self, asked: bool) -> Dict[str, Any]:
+        """Return what the ranks compare at the end. Who never asked cannot know
+        how often it would have decided otherwise."""
+        disagreed = sum(not d.agreed for d in self.decisions) if asked else None
+        return {"stages": {name: slot.stage for name, slot in self.ep.slots().items()}, "weights": self.host.digest(), "disagreed": disagreed}
 
 
 def norm(parameters: Iterable[nn.Parameter]) -> float:
@@ -179,23 +187,24 @@ def train(args: argparse.Namespace) -> int:
             flags = ["--data-dir", os.path.join(directory, f"rank{os.environ['RANK']}"), "--log-level", "warn"]
             stack.enter_context(esperd.launch(*flags, binary=esperd_binary()))
         slots = {"r0c0": None, "r0c1": None, "r0c2": esperd.SlotConfig(gates=OPEN, blueprints=("idle",))}
-        ep = stack.enter_context(esperd.connect(slots=slots, gates=GATES, on_fatal=stop))
+        ep = stack.enter_context(esperd.connect(slots=slots, gates=GATES, mode=args.mode, on_fatal=stop))
         dist.init_process_group("gloo")
         stack.callback(dist.destroy_process_group)
-        rank, now = Rank(ep), ep.slots()
+        rank, asks = Rank(ep), args.mode == "keyed" or ep.rank == 0
         for epoch in range(args.epochs):
             loss, own = rank.epoch(epoch), rank.observe()
-            decisions = rank.policy(epoch, now)
+            decisions = rank.policy(epoch, ep.slots()) if asks else []
             fence = ep.step_epoch(epoch)
-            rank.apply(fence)
-            now = fence.slots
+            for change in fence.changes:
+                rank.apply(change)
+            if fence.changes:
+                rank.place_gradients()
             told = gather({"accuracy": own, "agreed": [d.agreed for d in decisions]})
             if ep.rank == 0:
                 report(epoch, loss, told, decisions, fence)
-        stages = {name: slot.stage for name, slot in now.items()}
-        ranks = gather({"stages": stages, "weights": rank.host.digest(), "disagreed": sum(not d.agreed for d in rank.decisions)})
+        ranks = gather(rank.end(asks))
         if ep.rank == 0:
-            summary(now, ranks, len(rank.decisions), args.json)
+            summary(ep.slots(), ranks, len(rank.decisions), args.json)
         return 0 if same(ranks) else 1
 
 
@@ -223,7 +232,7 @@ def report(epoch: int, loss: float, told: List[Any], decisions: List[esperd.Deci
     print(f"epoch {epoch:2}  loss {loss:.3f}  accuracy of each rank " + " ".join(f"{t['accuracy']:5.1f}" for t in told), flush=True)
     for i, d in enumerate(decisions):
         why = d.message or ", ".join(d.checks_failed or d.checks_passed)
-        others = ", ".join(f"rank {r}" for r, t in enumerate(told) if not t["agreed"][i])
+        others = ", ".join(f"rank {r}" for r, t in enumerate(told) if t["agreed"] and not t["agreed"][i])
         note = f"; {others} would have said {'no' if d.passed else 'yes'}" if others else ""
         print(f"          {d.slot}#{d.seed} {d.gate} {'passed' if d.passed else 'failed'}: {why}{note}")
     for c in fence.changes:
@@ -235,7 +244,8 @@ def summary(slots: Mapping[str, esperd.Slot], ranks: List[Dict[str, Any]], decis
     print()
     for name, slot in slots.items():
         print(f"{name}  {slot.stage:10}  {slot.blueprint or '-':5}  seeds so far: {slot.germinations}")
-    print(f"{decisions} decisions; verdicts that were not rank 0's: " + ", ".join(f"rank {r}: {t['disagreed']}" for r, t in enumerate(ranks) if r))
+    others = ", ".join(f"rank {r}: {t['disagreed']}" for r, t in enumerate(ranks) if r and t["disagreed"] is not None)
+    print(f"{decisions} decisions" + (f"; verdicts that were not rank 0's: {others}" if others else ""))
     for r, t in enumerate(ranks):
         print(f"rank {r}  weights {t['weights'][:12]}")
     print("stages and weights are the same on every rank" if same(ranks) else "THE RANKS DIFFER")

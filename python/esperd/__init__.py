@@ -5,6 +5,7 @@ loops, failures and what to do about them.
 """
 
 from esperd._launch import Launched, launch
+from esperd._unnumbered import Busy
 from esperd.client import Client, connect
 from esperd.errors import (
     ConfigMismatch,
@@ -28,6 +29,7 @@ from esperd.values import (
     Key,
     LastCall,
     Metrics,
+    Outcome,
     Session,
     Slot,
     SlotConfig,
@@ -37,6 +39,7 @@ from esperd.values import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Busy",
     "Change",
     "Client",
     "ConfigMismatch",
@@ -55,6 +58,7 @@ __all__ = [
     "Metrics",
     "MissingCall",
     "OrderMismatch",
+    "Outcome",
     "Refused",
     "RoundFaulted",
     "Session",

@@ -12,11 +12,13 @@ from dataclasses import asdict
 from typing import Any, Dict, Mapping, Optional, Sequence, SupportsFloat, SupportsIndex, Union
 from urllib.parse import quote
 
+from esperd._trainer import OBSERVE
 from esperd.errors import Refused
-from esperd.values import Gates, SlotConfig
+from esperd.values import Gates, Outcome, SlotConfig
 
 SlotsArgument = Union[Sequence[str], Mapping[str, Optional[SlotConfig]]]
 GatesArgument = Union[Gates, Mapping[str, Any]]
+OutcomesArgument = Mapping[str, Outcome]
 
 
 class NotGiven:
@@ -95,6 +97,31 @@ def _segment(slot: str) -> str:
         return name
     quoted = quote(name, safe="")
     return quoted if quoted.strip(".") else quoted.replace(".", "%2E")  # "..", a slot, is no way up
+
+
+def outcomes_of(what: str, outcomes: Optional[OutcomesArgument], mode: str, needed: bool = True) -> _Json:
+    """Return what a trainer did by itself as a call has it: something in the
+    mode observe, nothing in the others."""
+    if mode != OBSERVE:
+        if outcomes is not None:
+            raise TypeError(f'{what}: expected no outcome in the mode {mode}, in which esperd decides; connect with mode="observe" to have it recorded')
+        return {}
+    if outcomes is None:
+        if needed:
+            raise TypeError(f"{what}: in the mode observe expected what the trainer did: outcome=esperd.Outcome(stage, alpha, passed), or of a step outcomes={{slot: esperd.Outcome(...)}}; got none")
+        return {}
+    if not isinstance(outcomes, Mapping):
+        raise TypeError(f"{what}: expected outcomes as a mapping from slots to esperd.Outcome, got {type(outcomes).__name__}")
+    return {"outcomes": [_outcome(what, slot, o) for slot, o in outcomes.items()]}
+
+
+def _outcome(what: str, slot: str, outcome: object) -> _Json:
+    if not isinstance(outcome, Outcome):
+        raise TypeError(f"{what}: expected an esperd.Outcome, got {type(outcome).__name__}")
+    out: _Json = {"slot": text("slot", slot), "stage": text("stage", outcome.stage), "alpha": fraction("alpha", outcome.alpha)}
+    if outcome.passed is not None:
+        out["passed"] = bool(outcome.passed)
+    return out
 
 
 def configuration_of(slots: Optional[SlotsArgument], gates: Optional[GatesArgument], auto_forward: Sequence[str]) -> _Json:

@@ -12,8 +12,8 @@ import logging
 import threading
 from typing import Any, Callable, Dict, Optional
 
-from esperd._calls import Trainer
 from esperd._http import Absent, Connection, Lost, Silent, Unreadable
+from esperd._trainer import Trainer
 from esperd.errors import RoundFaulted, error_of_fault
 from esperd.values import Fault
 

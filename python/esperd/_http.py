@@ -7,11 +7,15 @@ http.client, so that a call costs little more than the answer takes to come.
 from __future__ import annotations
 
 import http.client
+import select
 import socket
+import time
 from typing import Optional, Tuple
 
 _CONNECT_MAX_S = 5.0  # a door whose backlog is full
 _ANSWER_BYTES_MAX = 256 << 20
+_PROBE_EVERY_MAX_S = 60.0
+_PROBES = 4  # in the time after which a silent esperd is given up
 
 
 class Absent(Exception):
@@ -32,13 +36,28 @@ class Unreadable(Exception):
 
 class Connection:
     """A keep-alive connection that is opened when it is needed. Only ``abort``
-    may be called while another thread is in a request."""
+    may be called while another thread is in a request.
 
-    def __init__(self, path: str, answer_timeout_s: Optional[float]) -> None:
+    Args:
+        answer_timeout_s: how long an answer may take; None: for ever.
+        probed: an answer may take longer, as long as whoever is to give it
+            answers GET /healthz on another connection.
+    """
+
+    def __init__(self, path: str, answer_timeout_s: Optional[float], probed: bool = False) -> None:
         self.path = path
         self._answer_timeout_s = answer_timeout_s
+        self._probed = probed
         self._socket: Optional[socket.socket] = None
+        self._poll: Optional[select.poll] = None
+        self._probe: Optional[Connection] = None  # while it is under way
         self._response: Optional[http.client.HTTPResponse] = None  # which keeps the socket open, too
+
+    def hurry(self, answer_timeout_s: float) -> None:
+        """From now on wait only so long for an answer, whoever lives."""
+        self._answer_timeout_s, self._probed = answer_timeout_s, False
+        if self._socket is not None:
+            self._socket.settimeout(answer_timeout_s)
 
     def request(self, method: str, target: str, body: bytes = b"") -> Tuple[int, bytes]:
         """Return status and body of the answer.
@@ -70,17 +89,44 @@ class Connection:
             self._socket.sendall(head.encode("ascii") + body)
         except (BrokenPipeError, ConnectionResetError):
             pass  # who refuses a request may do so without reading all of it: see whether there is an answer
+        if self._probed and self._answer_timeout_s is not None:
+            self._wait(self._answer_timeout_s)
         response.begin()
         if response.length is not None and response.length > _ANSWER_BYTES_MAX:
             raise http.client.HTTPException(f"an answer of {response.length} bytes, expected at most {_ANSWER_BYTES_MAX}")
         return response
 
+    def _wait(self, limit_s: float) -> None:
+        """Wait until an answer begins, as long as there are signs of life. It is
+        done before http.client reads, which cannot go on after a timeout."""
+        assert self._poll is not None
+        every_s = min(limit_s / _PROBES, _PROBE_EVERY_MAX_S)
+        alive_at = time.monotonic()
+        while not self._poll.poll(1000 * every_s):
+            if self._alive(every_s):
+                alive_at = time.monotonic()
+            elif time.monotonic() - alive_at >= limit_s:
+                raise socket.timeout("neither an answer nor a sign of life")
+
+    def _alive(self, timeout_s: float) -> bool:
+        self._probe = probe = Connection(self.path, timeout_s)
+        try:
+            probe.request("GET", "/healthz")
+        except (Absent, Lost, Silent, Unreadable):
+            return False
+        finally:
+            self._probe = None
+            probe.close()
+        return True
+
     def _dial(self) -> socket.socket:
         s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            s.settimeout(_CONNECT_MAX_S)
+            s.settimeout(min(_CONNECT_MAX_S, self._answer_timeout_s or _CONNECT_MAX_S))
             s.connect(self.path)
             s.settimeout(self._answer_timeout_s)
+            self._poll = select.poll()
+            self._poll.register(s, select.POLLIN)
         except BaseException as error:
             s.close()
             if isinstance(error, OSError):
@@ -96,6 +142,9 @@ class Connection:
                 s.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # it was closed meanwhile
+        probe = self._probe
+        if probe is not None:
+            probe.abort()
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""

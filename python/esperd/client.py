@@ -1,11 +1,12 @@
 """The trainer's calls.
 
-    ep = esperd.connect(slots=["r0c0", "r0c1"])
+    ep = esperd.connect(slots=["r0c0", "r0c1"], mode="follow")
     for epoch in range(epochs):
         ...                                          # train and evaluate
         ep.observe("r0c0", accuracy=accuracy)
-        decision = ep.advance("r0c0")                # rank 0's, on every rank
-        for change in ep.step_epoch(epoch).changes:
+        if ep.rank == 0:
+            ep.advance("r0c0")                       # and whatever else the policy wants
+        for change in ep.step_epoch(epoch).changes:  # the same on every rank
             apply(change)
 """
 
@@ -13,37 +14,24 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
-from typing import Any, Dict, Optional, Sequence, SupportsFloat, SupportsIndex, Tuple, Type, TypeVar, Union
+from types import TracebackType
+from typing import Any, Dict, Optional, Sequence, SupportsFloat, SupportsIndex, Tuple, Type, Union
 
 from esperd import _launch
-from esperd._arguments import (
-    NOT_GIVEN,
-    Flag,
-    GatesArgument,
-    Reading,
-    SlotsArgument,
-    configuration_of,
-    fraction,
-    name_of,
-    readings_of,
-    slot_path,
-    text,
-    whole,
-)
-from esperd._calls import Calls, Trainer
-from esperd._faults import FaultWatch, OnFatal, watch
-from esperd._gate_results import arguments_of, decided_as
+from esperd._arguments import GatesArgument, OutcomesArgument, SlotsArgument, configuration_of, fraction, name_of, outcomes_of, text, whole
+from esperd._calls import Calls
+from esperd._ending import failure_of
+from esperd._family import MAIN, Family
+from esperd._faults import OnFatal, watch
 from esperd._identity import fingerprint as fingerprint_of
 from esperd._identity import identity, socket_path
-from esperd.errors import Refused, Unavailable
-from esperd.values import Decision, Done, Fence, Session, Slot
+from esperd._observed import Observed
+from esperd._slot_calls import SlotCalls
+from esperd._trainer import KEYED, STRICT, Trainer
+from esperd._unnumbered import Busy
+from esperd.values import Fence, Session, Slot
 
 __all__ = ["Client", "connect"]
-
-MAIN = "main"
-
-_Result = TypeVar("_Result")
 
 
 def connect(
@@ -54,11 +42,13 @@ def connect(
     slots: Optional[SlotsArgument] = None,
     gates: Optional[GatesArgument] = None,
     auto_forward: Sequence[str] = (),
+    mode: str = KEYED,
+    ordering: str = STRICT,
     on_fatal: Optional[OnFatal] = None,
     run_id: Optional[str] = None,
     fingerprint: Optional[str] = None,
     away_timeout: float = 60.0,
-    answer_timeout: float = 1000.0,
+    answer_timeout: float = 60.0,
 ) -> "Client":
     """Connect to the esperd of this rank, and configure the model ``main``.
 
@@ -76,9 +66,17 @@ def connect(
             existing one is compared. None: as the log has them.
         gates: thresholds of all slots that have none of their own.
         auto_forward: gates that an epoch step tries by itself.
+        mode: the same on all ranks. ``"keyed"``: every rank makes the same calls.
+            ``"follow"``: rank 0 makes them, the others only fence (and observe,
+            request and so on), and what rank 0 decides is seen at fences.
+            ``"observe"``: nothing is decided; every call says by ``outcome``
+            what the trainer did by itself, and neither waits nor fails.
+        ordering: ``"strict"``: the ranks' calls are compared one by one.
+            ``"warn"``: a rank may make its calls between two fences in another
+            order, or leave some out, which is recorded.
         on_fatal: called with a :class:`RoundFaulted`, in a thread of its own, as
             soon as the round is over because the ranks did not make the same
-            calls: the place to end the process or its process group, which may
+            calls, or because a rank's trainer is gone: the place to end the process or its process group, which may
             be waiting in a collective that never completes.
         run_id: the run that this trainer believes to be in. None: ESPERD_RUN_ID,
             else any.
@@ -87,8 +85,9 @@ def connect(
             and the restart count, else from SLURM's job and step.
         away_timeout: seconds that esperd may be away, now or in the middle of
             the training, before :class:`Unavailable` is raised.
-        answer_timeout: seconds that one request may wait for its answer; above
-            esperd's own longest wait (15 minutes), which says who is missing.
+        answer_timeout: seconds without a sign of life of esperd before
+            :class:`Unavailable` is raised. As long as it lives, a call waits: it
+            is esperd that gives up, after 15 minutes, and says who is missing.
 
     Raises:
         ConfigMismatch: rank, world size, run or model are not esperd's.
@@ -107,14 +106,17 @@ def connect(
         away_timeout_s=float(away_timeout),
         answer_timeout_s=float(answer_timeout),
         pid=os.getpid(),
+        mode=text("mode", mode),
+        ordering=text("ordering", ordering),
     )
-    family = _Family(trainer)
+    family = Family(trainer, Client)
     client = family.open(MAIN, configuration_of(slots, gates, auto_forward))
+    family.opened()
     family.watch = watch(trainer, client.session.round, on_fatal)
     return client
 
 
-class Client:
+class Client(SlotCalls):
     """A trainer of one model. :func:`connect` makes the first one.
 
     A call returns the same on every rank: the state at its own place in the
@@ -122,18 +124,19 @@ class Client:
     other, whichever thread makes them; clients of several models work at the
     same time.
 
-    A numbered call (all but ``observe`` and ``slots``) may raise
-    :class:`OrderMismatch`, :class:`MissingCall` and :class:`RoundFaulted` (the
-    ranks did not make the same calls), :class:`Refused`,
-    :class:`DecisionTimeout`, :class:`Diverged` and :class:`Unavailable`.
+    A numbered call (all but ``observe``, ``slots``, ``request``, ``busy`` and
+    ``check``) may raise :class:`OrderMismatch`, :class:`MissingCall` and
+    :class:`RoundFaulted` (the round is over), :class:`Refused`,
+    :class:`DecisionTimeout`, :class:`Diverged` and :class:`Unavailable`. In the
+    mode observe no call raises any of these, nor waits: the first one that
+    cannot be recorded is logged as a warning.
     """
 
-    def __init__(self, family: "_Family", model: str, configuration: Dict[str, Any]) -> None:
+    def __init__(self, family: Family, model: str, calls: Calls) -> None:
         """Not for users: see :func:`connect` and :meth:`model`."""
+        super().__init__(calls, family.trainer.mode)
         self._family = family
         self._name = model
-        self._configuration = configuration
-        self._calls = Calls(family.trainer, model, configuration)
 
     @property
     def name(self) -> str:
@@ -149,6 +152,11 @@ class Client:
     def world_size(self) -> int:
         """The number of ranks."""
         return self._family.trainer.world_size
+
+    @property
+    def mode(self) -> str:
+        """keyed, follow or observe."""
+        return self._mode
 
     @property
     def session(self) -> Session:
@@ -175,220 +183,10 @@ class Client:
             Refused: the model is open with another configuration.
         """
         self._family.trainer.check_process()
-        return self._family.open(name_of("model", name), configuration_of(slots, gates, auto_forward) or self._configuration)
+        configuration = configuration_of(slots, gates, auto_forward) or self._family.configuration(self._name)
+        return self._family.open(name_of("model", name), configuration)
 
-    def germinate(
-        self,
-        slot: str,
-        blueprint: str,
-        *,
-        seed: Optional[str] = None,
-        blend: str = "sigmoid",
-        tempo: SupportsIndex = 5,
-        algorithm: str = "ADD",
-        target: Optional[SupportsFloat] = None,
-    ) -> Done:
-        """Put a new seed into an empty slot; it is GERMINATED then.
-
-        Args:
-            blueprint: what the seed is, in the trainer's own words.
-            seed: the seed's name. None: ``slot-blueprint``.
-            blend: ``"linear"``, ``"sigmoid"`` or ``"gated"``.
-            tempo: ticks of the blending ramp, at least 1.
-            algorithm: ADD, MULTIPLY or GATE, which belongs to ``"gated"``.
-            target: alpha to blend to, above 0 and at most 1. None: 1.
-        """
-        arguments: Dict[str, Any] = {
-            "blueprint": text("blueprint", blueprint),
-            "blend": text("blend", blend),
-            "tempo": whole("tempo", tempo),
-            "algorithm": text("algorithm", algorithm),
-        }
-        if seed is not None:
-            arguments["seed_id"] = text("seed", seed)
-        if target is not None:
-            arguments["target"] = fraction("target", target)
-        return self._slot(slot, "germinate", arguments, Done)
-
-    def observe(
-        self,
-        slot: str,
-        *,
-        accuracy: Reading = NOT_GIVEN,
-        gradient_ratio: Reading = NOT_GIVEN,
-        gradient_norm: Reading = NOT_GIVEN,
-        gradient_health: Reading = NOT_GIVEN,
-        has_exploding: Flag = NOT_GIVEN,
-        has_vanishing: Flag = NOT_GIVEN,
-        contribution: Reading = NOT_GIVEN,
-        healthy: Flag = NOT_GIVEN,
-    ) -> None:
-        """Record what this rank measured of the seed in a slot.
-
-        It waits for nobody: it rides with the model's next numbered call. A
-        field that is not given stays what it was, None means "not measured", and
-        a value that is NaN or infinite is recorded as such and fails its gate.
-
-        Args:
-            accuracy: percent; counts an epoch of the seed. A second one before
-                the next epoch step takes the first one's place.
-            gradient_ratio: the seed's gradient norm over the host's.
-            gradient_norm: the seed's gradient norm.
-            gradient_health: 0 to 1.
-            has_exploding, has_vanishing: of the seed's gradients.
-            contribution: accuracy minus that with alpha 0, percentage points.
-            healthy: what the fossilization gate asks for.
-
-        Raises:
-            Refused: the model has no such slot.
-            TypeError: a reading is no number.
-        """
-        self._family.trainer.check_process()
-        readings = readings_of(
-            accuracy=accuracy,
-            gradient_ratio=gradient_ratio,
-            gradient_norm=gradient_norm,
-            gradient_health=gradient_health,
-            has_exploding=has_exploding,
-            has_vanishing=has_vanishing,
-            contribution=contribution,
-            healthy=healthy,
-        )
-        known = self._calls.slot_names
-        if slot not in known:
-            some = ", ".join(known[:16])
-            raise Refused(f"observe: model {self._name} has no slot {slot!r}, expected one of {some}", code="unknown-slot")
-        self._calls.riders.add(slot, readings)
-
-    def advance(self, slot: str, target: Optional[str] = None) -> Decision:
-        """Ask the gate of the next stage, and enter the stage if it passes.
-
-        Args:
-            target: the stage to enter. None: the next one; FOSSILIZED is for
-                good and has to be named.
-
-        Returns:
-            Rank 0's gate result, whatever this rank's own is.
-        """
-        arguments = {} if target is None else {"target": text("target", target)}
-        return self._slot(slot, "advance", arguments, Decision)
-
-    def verdict(
-        self,
-        slot: str,
-        *,
-        gate: str,
-        passed: bool,
-        score: SupportsFloat = 0.0,
-        checks_passed: Sequence[str] = (),
-        checks_failed: Sequence[str] = (),
-        message: str = "",
-    ) -> Decision:
-        """Bring the trainer's own gate result, where it has gates of its own.
-
-        Rank 0's is the decision. The gate is the same on all ranks; everything
-        else may differ, which ``agreed`` says.
-
-        Args:
-            gate: G0, G1, G2, G3 or G5.
-        """
-        arguments = {
-            "gate": text("gate", gate),
-            "passed": bool(passed),
-            "score": fraction("score", score),
-            "checks_passed": [text("checks_passed", c) for c in checks_passed],
-            "checks_failed": [text("checks_failed", c) for c in checks_failed],
-            "message": text("message", message),
-        }
-        return self._slot(slot, "verdict", arguments, Decision)
-
-    def sync_gate(self, slot: str, result: _Result) -> _Result:
-        """Turn this rank's gate result into the decided one, of the same class.
-
-        It is :meth:`verdict` for a loop that has gate results with the fields of
-        esper-lite's ``GateResult`` and broadcasts rank 0's. There, this line
-        takes the place of the body of ``SeedSlot._sync_gate_decision``::
-
-            return ep.sync_gate(self.slot_id, gate_result)
-
-        The seed has to be in the log: :meth:`germinate` where the trainer does.
-
-        Args:
-            result: an object with ``gate`` (G2, as a string, a number or an
-                enumeration's member), ``passed``, ``score``, ``checks_passed``,
-                ``checks_failed`` and ``message``. It is not changed.
-
-        Returns:
-            A copy with rank 0's values in these fields, and with ``decision``
-            (the whole :class:`Decision`), ``local`` (``result``) and ``agreed``
-            beside them, unless its class has no room for attributes.
-        """
-        decision = self._slot(slot, "verdict", arguments_of(result), Decision)
-        return decided_as(result, decision)
-
-    def prune(self, slot: str, reason: str = "", *, initiator: str = "policy") -> Done:
-        """Remove a seed now. The slot is empty again 7 epoch steps later."""
-        return self._slot(slot, "prune", {"reason": text("reason", reason), "initiator": text("initiator", initiator)}, Done)
-
-    def schedule_prune(
-        self,
-        slot: str,
-        *,
-        ticks: SupportsIndex,
-        curve: Optional[str] = None,
-        steepness: SupportsFloat = 12.0,
-        reason: str = "",
-        initiator: str = "policy",
-    ) -> Done:
-        """Ramp a seed's alpha to 0, then remove it.
-
-        Args:
-            ticks: epoch steps until alpha is 0. 0 or less, or a seed that is not
-                blended in yet: prune now.
-            curve: LINEAR, COSINE or SIGMOID. None: as before.
-            steepness: of SIGMOID.
-        """
-        arguments = {
-            "ticks": whole("ticks", ticks),
-            "steepness": fraction("steepness", steepness),
-            "reason": text("reason", reason),
-            "initiator": text("initiator", initiator),
-        }
-        if curve is not None:
-            arguments["curve"] = text("curve", curve)
-        return self._slot(slot, "schedule_prune", arguments, Done)
-
-    def alpha_target(
-        self,
-        slot: str,
-        *,
-        target: SupportsFloat,
-        ticks: SupportsIndex,
-        curve: Optional[str] = None,
-        steepness: SupportsFloat = 12.0,
-        algorithm: Optional[str] = None,
-    ) -> Done:
-        """Ramp the alpha of a seed in BLENDING or HOLDING to another value.
-
-        Args:
-            target: above 0, at most 1.
-            ticks: epoch steps until alpha is target.
-            curve: LINEAR, COSINE or SIGMOID. None: as before.
-            steepness: of SIGMOID.
-            algorithm: ADD, MULTIPLY or GATE. None: as before.
-        """
-        arguments: Dict[str, Any] = {
-            "target": fraction("target", target),
-            "ticks": whole("ticks", ticks),
-            "steepness": fraction("steepness", steepness),
-        }
-        if curve is not None:
-            arguments["curve"] = text("curve", curve)
-        if algorithm is not None:
-            arguments["algorithm"] = text("algorithm", algorithm)
-        return self._slot(slot, "alpha_target", arguments, Done)
-
-    def step_epoch(self, epoch: SupportsIndex) -> Fence:
+    def step_epoch(self, epoch: SupportsIndex, *, outcomes: Optional[OutcomesArgument] = None) -> Fence:
         """Close an epoch: tick every alpha ramp and cooldown, once for all ranks.
 
         It returns when rank 0 has closed it and when this rank is found to have
@@ -397,27 +195,106 @@ class Client:
 
         Args:
             epoch: its number, above that of the last one.
+            outcomes: in the mode observe, every slot as the trainer has it now;
+                slots that are left out stay what they were.
         """
-        return self._calls.fence(f"/v1/epochs/{whole('epoch', epoch)}/step", {})
+        number = whole("epoch", epoch)
+        return self._fence("step_epoch", f"/v1/epochs/{number}/step", {}, outcomes, number)
 
-    def fence(self, n: SupportsIndex) -> Fence:
+    def fence(self, n: SupportsIndex, *, outcomes: Optional[OutcomesArgument] = None) -> Fence:
         """Close a stretch of calls without a tick, for loops that count steps.
 
         Args:
             n: its number, above that of the last one.
+            outcomes: as of :meth:`step_epoch`.
         """
-        return self._calls.fence("/v1/fence", {"n": whole("n", n)})
+        return self._fence("fence", "/v1/fence", {"n": whole("n", n)}, outcomes, -1)
+
+    def reset(self, *, outcomes: Optional[OutcomesArgument] = None) -> Fence:
+        """Start the model anew, as its next generation: a fence, after which all
+        slots are DORMANT, no seed was ever there, and epochs begin anew.
+
+        Returns:
+            A fence whose changes say that every seed is gone.
+        """
+        return self._fence("reset", "/v1/reset", {}, outcomes, -1)
 
     def slots(self) -> Dict[str, Slot]:
-        """Return every slot by name, in slot order, as of the last answered call:
-        the same on every rank that has made the same calls."""
+        """Return every slot by name, in slot order, as of the last answered call
+        (in the mode follow: of the last fence): the same on every rank that has
+        made the same calls."""
         return self._calls.slots()
+
+    def check(self) -> bool:
+        """Look, for the price of a memory read, whether the log has something new
+        for this model since this rank's last fence.
+
+        It is a hint: ranks may see it at different steps, early or late, so
+        never enter a collective or a fence because of it. It is good for
+        noticing in the training loop that the round is over, before the next
+        collective, and for logging. Where esperd offers no such memory (an
+        older one, or one on another machine) it returns False.
+
+        Raises:
+            RoundFaulted: the round is over. esperd is asked for that once for
+                every new entry, so a call may take a millisecond then.
+        """
+        calls = self._calls
+        return calls.word[0] > calls.seen and calls.news()
+
+    def request(self, action: str, *, slot: str, reason: str = "", seed: Optional[SupportsIndex] = None) -> int:
+        """Ask for something that the next fence does, between the same two steps
+        on every rank.
+
+        Any rank may ask at any time, from any thread, also while another one
+        waits in a call; asking twice is asking once.
+
+        Args:
+            action: ``"prune"``.
+            reason: up to 1,024 bytes, for the log.
+            seed: germination count of the seed that is meant. None: the one that
+                this rank saw last in the slot.
+
+        Returns:
+            The index of the request's entry: it is in the log. 0 in the mode
+            observe, in which esperd does nothing.
+
+        Raises:
+            Refused: there is no such seed any more, or nothing to do.
+        """
+        arguments: Dict[str, Any] = {"action": text("action", action), "slot": text("slot", slot), "reason": text("reason", reason)}
+        if seed is not None:
+            arguments["seed"] = whole("seed", seed)
+        return self._calls.guarded(lambda: self._calls.unnumbered.request(arguments), 0)
+
+    def busy(self, reason: str, seconds: SupportsFloat) -> Busy:
+        """Say that this rank makes no call for a while, so that the others wait
+        for it without giving up::
+
+            with ep.busy("evaluation", 600):
+                evaluate()
+
+        What it returns may be ignored: it ends by itself. A later one takes the
+        place of an earlier one, of the same trainer.
+
+        Args:
+            reason: what it does, for people; up to 256 bytes.
+            seconds: from now, up to a week. 0: not busy any more.
+        """
+        unnumbered, what = self._calls.unnumbered, text("reason", reason)
+        number = fraction("seconds", seconds)
+        self._calls.guarded(lambda: unnumbered.busy(what, number), None)
+        return Busy(lambda: unnumbered.busy_no_more(what))
 
     def close(self) -> None:
         """End the connection; a call that waits in another thread ends, too.
 
-        Closing the client that connect() returned closes those of all models.
-        A model that was closed is not opened again by this trainer.
+        Closing the client that connect() returned closes those of all models,
+        and tells esperd that this trainer has ended in order. A ``with`` block
+        that is left by an exception tells that it has failed, which ends the
+        round on every rank; so does an exception that ends the interpreter. A
+        process that ends by a signal or by os._exit is taken for dead. A model
+        that was closed is not opened again by this trainer.
         """
         if self._name == MAIN:
             self._family.close()
@@ -426,8 +303,10 @@ class Client:
     def __enter__(self) -> "Client":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+        if self._name == MAIN:
+            self._family.close(failure_of(error))
+        self._calls.close()
 
     def __repr__(self) -> str:
         t = self._family.trainer
@@ -436,44 +315,9 @@ class Client:
     def __reduce__(self) -> Tuple[Any, ...]:
         raise TypeError("an esperd.Client is of the process that connected, and cannot be copied or sent to another one")
 
-    def _slot(self, slot: str, operation: str, arguments: Dict[str, Any], answer: "Type[_Answer]") -> "_Answer":
-        return self._calls.call(slot_path(slot, operation), arguments, answer.of)
-
-
-_Answer = TypeVar("_Answer", Decision, Done)
-
-
-class _Family:
-    """The clients of one trainer, one for each model."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.watch: Optional[FaultWatch] = None
-        self._lock = threading.Lock()
-        self._clients: Dict[str, Client] = {}
-        self._closed = False
-
-    def open(self, name: str, configuration: Dict[str, Any]) -> Client:
-        with self._lock:
-            if self._closed:
-                raise Unavailable("this client was closed: expected an open one; esperd.connect() gives another")
-            client = self._clients.setdefault(name, Client(self, name, configuration))
-        if client._configuration != configuration:
-            raise Refused(f"model {name} is open with another configuration: expected the same one, or none, to get the client that it has")
-        try:
-            client._calls.connect()
-        except BaseException:
-            client._calls.close()
-            with self._lock:
-                self._clients.pop(name, None)
-            raise
-        return client
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            clients = list(self._clients.values())
-        if os.getpid() == self.trainer.pid and self.watch is not None:
-            self.watch.stop()
-        for client in clients:
-            client._calls.close()
+    def _fence(self, what: str, path: str, arguments: Dict[str, Any], outcomes: Optional[OutcomesArgument], epoch: int) -> Fence:
+        resets = what == "reset"
+        arguments.update(outcomes_of(what, outcomes, self._mode, needed=not resets))
+        if isinstance(self._calls, Observed):
+            return self._calls.tell_fence(path, arguments, epoch, resets)
+        return self._calls.call(path, arguments, Fence.of, fences=True, resets=resets)

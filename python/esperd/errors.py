@@ -96,7 +96,8 @@ class MissingCall(EsperdError):
 
 
 class RoundFaulted(EsperdError):
-    """Another rank did not make rank 0's calls; ``fault`` says which, and where.
+    """Another rank did not make rank 0's calls, or its trainer is gone; ``fault``
+    says which, and where.
 
     No further call of this round is answered, on any rank, so that none waits
     in a collective that never completes.
@@ -107,7 +108,8 @@ class RoundFaulted(EsperdError):
 
 class DecisionTimeout(EsperdError):
     """Rank 0 did not make the call in time (15 minutes, unless esperd is told
-    otherwise), or did not connect. ``esperd ranks`` shows where each rank is."""
+    otherwise, and however long it has said to be busy), or did not connect.
+    ``esperd ranks`` shows where each rank is."""
 
     code = "decision-timeout"
 
@@ -117,7 +119,8 @@ class Refused(EsperdError):
 
     ``code`` is ``"illegal-transition"`` (the seed's stage does not allow it),
     ``"unknown-slot"``, ``"invalid-input"``, or ``"not-authority"`` (another
-    trainer of this rank has connected, or this is a forked child). With
+    trainer of this rank has connected, this is a forked child, or a call that
+    in the mode follow only rank 0 makes). With
     ``index`` above 0 the refusal is in the log, and is the same on all ranks.
     """
 
@@ -139,7 +142,7 @@ class Diverged(EsperdError):
 
 
 class Unavailable(EsperdError):
-    """esperd is not there, or cannot answer now.
+    """esperd is not there, gives no sign of life, or cannot answer now.
 
     The same call may be made again: it keeps its number until it is answered.
     """
@@ -189,8 +192,14 @@ def error_of_fault(f: Fault) -> RoundFaulted:
     what = f"was at {f.got.at(f.got_site)}, where rank 0 made {f.want.at(f.want_site)}"
     if f.code == "config-mismatch":
         what = f"configured model {f.got.model} otherwise than rank 0 did"
+    text = f"round {f.round} is over: rank {f.rank} {what} (entry {f.index}); {_ADVICE}"
+    if f.code == "unavailable":
+        text = (
+            f"round {f.round} is over: the trainer of rank {f.rank} is gone: {f.reason}; its last call was {f.got.at(f.got_site)} "
+            f"(entry {f.index}); start it again on all ranks"
+        )
     return RoundFaulted(
-        f"round {f.round} is over: rank {f.rank} {what} (entry {f.index}); {_ADVICE}",
+        text,
         fault=f,
         want=f.want,
         want_site=f.want_site,

@@ -29,6 +29,7 @@ __all__ = [
     "Key",
     "LastCall",
     "Metrics",
+    "Outcome",
     "Session",
     "Slot",
     "SlotConfig",
@@ -86,6 +87,21 @@ class SlotConfig:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What a trainer did to a slot by itself, for the mode "observe".
+
+    Attributes:
+        stage: the seed's after it; DORMANT: the slot is empty.
+        alpha: 0 to 1.
+        passed: the gate's result; None: no gate was asked.
+    """
+
+    stage: str
+    alpha: float = 0.0
+    passed: Optional[bool] = None
+
+
+@dataclass(frozen=True)
 class Key:
     """Which call a call is. Call k of every rank must have the same key."""
 
@@ -131,10 +147,14 @@ class LastCall:
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a round is over: ``rank`` was at ``got`` where rank 0 made ``want``."""
+    """Why a round is over: ``rank`` was at ``got`` where rank 0 made ``want``.
+
+    With the code "unavailable" the trainer of ``rank`` is gone: ``reason`` says
+    how, and ``got`` is the last call it made.
+    """
 
     round: int
-    code: str  # "order-mismatch", "missing-call" or "config-mismatch"
+    code: str  # "order-mismatch", "missing-call", "config-mismatch" or "unavailable"
     rank: int
     node: str
     index: int  # of the entry that the rank's call did not fit
@@ -142,6 +162,7 @@ class Fault:
     want: Key
     got_site: str = ""
     want_site: str = ""
+    reason: str = ""
 
     @classmethod
     def of(cls, d: _Json) -> Fault:
@@ -155,6 +176,7 @@ class Fault:
             want=Key.of(d["want"]),
             got_site=d.get("got_site", ""),
             want_site=d.get("want_site", ""),
+            reason=d.get("reason", ""),
         )
 
 
@@ -180,7 +202,7 @@ class Decision:
 
     Attributes:
         stage: the seed's, after the decision.
-        index: of the log entry.
+        index: of the log entry; 0 in the mode observe, where it has none yet.
         local: this rank's own verdict on its own metrics; None where it cannot
             be known (of a seed from before this trainer or its esperd was
             started).
@@ -357,7 +379,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class Fence:
-    """The answer to an epoch step or a fence, the same on every rank.
+    """The answer to an epoch step, a fence or a reset, the same on every rank.
+
+    In the mode observe it has no changes, and the slots as the trainer told
+    them.
 
     Attributes:
         epoch: the last stepped one, -1: none.
@@ -381,7 +406,7 @@ class Fence:
 @dataclass(frozen=True)
 class Session:
     """Which log and round a client belongs to, as esperd said when it was
-    connected last."""
+    connected last; the generation is the one now."""
 
     run_id: str
     lineage: str

@@ -6,6 +6,7 @@ else first: a callable that is given the request and writes what it likes.
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
 import os
@@ -29,7 +30,9 @@ class Request(NamedTuple):
 
     @property
     def kind(self) -> str:
-        return "get" if self.method == "GET" else "session" if self.op == "session" else "call"
+        if self.method == "GET":
+            return "health" if self.op == "healthz" else "get"
+        return self.op if self.op in ("session", "requests", "busy", "close") else "call"
 
 
 Trick = Callable[["Peer", Request], None]
@@ -75,11 +78,14 @@ class FakeDoor:
         self.directory = None if path else tempfile.TemporaryDirectory(prefix="door")
         self.path = path or os.path.join(self.directory.name, "s")
         self.requests: List[Request] = []
-        self._tricks: Dict[str, List[Trick]] = {"call": [], "session": [], "get": []}
+        self._tricks: Dict[str, List[Trick]] = collections.defaultdict(list)
         self.released = threading.Event()
         self.interrupt = b""
         self.fences: Dict[Tuple[str, int], int] = {}  # by model and call: fences up to it
         self.slot_names = ["r0c0", "r0c1"]
+        self.index, self.counts = 10, False  # of the next entry; whether each call makes one
+        self.generation = 1
+        self.word: Optional[Dict[str, Any]] = None
         self.open()
 
     def open(self) -> None:
@@ -107,8 +113,8 @@ class FakeDoor:
             self.directory.cleanup()
 
     def play(self, *tricks: Trick, at: str = "call") -> None:
-        """Answer the next numbered calls (or requests for a session, or GETs)
-        with these, one after the other."""
+        """Answer the next numbered calls (or requests of another kind) with
+        these, one after the other."""
         self._tricks[at].extend(tricks)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -139,29 +145,41 @@ class FakeDoor:
 
     def grant(self, peer: Peer, request: Request) -> None:
         model = request.body.get("model", "main")
-        if request.op == "session":
-            peer.answer(self.session(model, request.body.get("answered", 0)))
+        other = {"health": {"status": "ok"}, "busy": {"ok": True}, "close": {"ok": True}, "requests": {"index": 77}}.get(request.kind)
+        if request.kind == "get":
+            other = {"index": 9, "round": {"number": 3}}
+        if request.kind == "session":
+            other = self.session(model, request.body.get("answered", 0))
+        if other is not None:
+            peer.answer(other)
             return
-        self.fences[model, request.body["call"]] = request.body["fence"] + (request.op in ("step", "fence"))
-        if request.op in ("step", "fence"):
-            peer.answer({"epoch": 0, "index": 10, "changes": [], "slots": self.slots()})
+        fences = request.op in ("step", "fence", "reset")
+        self.fences[model, request.body["call"]] = request.body["fence"] + fences
+        index = self.index
+        self.index += self.counts
+        if fences:
+            peer.answer({"epoch": 0, "index": index, "changes": [], "slots": self.slots()})
         elif request.op in ("advance", "verdict"):
-            peer.answer(DECISION)
+            peer.answer({**DECISION, "index": index})
         else:
-            peer.answer({"slot": "r0c0", "seed": 1, "stage": "GERMINATED", "alpha": 0, "index": 10})
+            peer.answer({"slot": "r0c0", "seed": 1, "stage": "GERMINATED", "alpha": 0, "index": index})
 
     def session(self, model: str, answered: int) -> Dict[str, Any]:
-        return {"session": "s", "run_id": "run-1", "lineage": "abc", "node": "n", "round": 3, "model": model, "generation": 1,
-                "next_call": answered + 1, "next_fence": self.fences.get((model, answered), 0), "epoch": -1, "index": 9, "slots": self.slots()}
+        return {"session": "s", "run_id": "run-1", "lineage": "abc", "node": "n", "round": 3, "model": model, "generation": self.generation,
+                "next_call": answered + 1, "next_fence": self.fences.get((model, answered), 0), "epoch": -1, "index": 9, "slots": self.slots(),
+                **({"word": self.word} if self.word else {})}
 
     def slots(self) -> List[Dict[str, Any]]:
         return [{"name": n, "stage": "DORMANT", "alpha": 0, "germinations": 0} for n in self.slot_names]
 
     def called(self) -> List[Request]:
-        return [r for r in self.requests if r.kind == "call"]
+        return self.of("call")
 
     def sessions(self) -> List[Request]:
-        return [r for r in self.requests if r.kind == "session"]
+        return self.of("session")
+
+    def of(self, kind: str) -> List[Request]:
+        return [r for r in self.requests if r.kind == kind]
 
 
 DECISION = {"gate": "G2", "passed": False, "score": 0.25, "checks_passed": ["a"], "checks_failed": ["b", "c"], "message": "m", "slot": "r0c0",

@@ -21,6 +21,7 @@ class Numbers(DoorTest):
         defaults = {"permissive": False, "min_training_improvement": 0.5, "min_blending_epochs": 10, "min_seed_gradient_ratio": 0.1,
                     "min_gradient_health_for_blending": 0.7, "min_probation_stability": 0.95}
         self.assertEqual(body, {"protocol": 1, "rank": 1, "world_size": 2, "run_id": "run-1", "fingerprint": "m:1/2/0", "model": "main",
+                                "mode": "keyed", "ordering": "strict",
                                 "gates": {**defaults, "min_blending_epochs": 3}, "auto_forward": ["G3"],
                                 "slots": [{"name": "r0c0"}, {"name": "r0c1", "blueprints": [{"name": "conv"}], "auto_forward": ["G1"],
                                                              "gates": {**defaults, "permissive": True}}]})
@@ -154,13 +155,62 @@ class Repeats(DoorTest):
         ep.advance("r0c0")
         self.assertEqual(set(self.numbers()), {1})
 
-    def test_no_answer_in_time(self):
-        ep = self.connect(answer_timeout=0.5)
+    def test_a_call_waits_as_long_as_esperd_lives(self):
+        ep = self.connect(answer_timeout=0.2)
         self.door.play(hang)
-        with self.assertRaisesRegex(esperd.DecisionTimeout, "has not answered for 0.5 s"):
+        threading.Timer(0.7, self.door.released.set).start()
+        began = time.monotonic()
+        self.assertEqual(ep.step_epoch(0).index, 10)
+        self.assertGreater(time.monotonic() - began, 0.6)
+        self.assertEqual(self.numbers(), [1])
+        self.assertGreater(len(self.door.of("health")), 5)
+
+    def test_no_sign_of_life(self):
+        ep = self.connect(answer_timeout=0.4)
+        self.door.play(hang)
+        self.door.play(*[lambda peer, _: peer.door.released.wait(30)] * 100, at="health")
+        began = time.monotonic()
+        with self.assertRaisesRegex(esperd.Unavailable, "has given no sign of life for 0.4 s, neither the answer nor one to GET /healthz"):
             ep.advance("r0c0")
+        self.assertLess(time.monotonic() - began, 5)
         ep.advance("r0c0")
         self.assertEqual(self.numbers(), [1, 1])
+
+    def test_an_answer_that_ends_in_the_middle(self):
+        ep = self.connect(answer_timeout=0.3)
+        self.door.play(lambda peer, _: (peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n{"), peer.door.released.wait(30)))
+        with self.assertRaisesRegex(esperd.Unavailable, "no sign of life"):
+            ep.advance("r0c0")
+
+    def test_a_busy_rank_is_waited_for_also_by_who_connects(self):
+        self.door.play(hang, at="session")
+        threading.Timer(0.5, self.door.released.set).start()
+        self.assertEqual(self.connect(answer_timeout=0.2).session.round, 3)
+
+    def test_close_ends_a_call_whose_esperd_does_not_answer(self):
+        ep = self.connect(answer_timeout=20)
+        self.door.play(hang)
+        self.door.play(*[lambda peer, _: peer.door.released.wait(30)] * 100, at="health")
+        from esperd import _http
+        before, _http._PROBE_EVERY_MAX_S = _http._PROBE_EVERY_MAX_S, 5.0
+        self.addCleanup(setattr, _http, "_PROBE_EVERY_MAX_S", before)
+        raised = []
+
+        def wait():
+            try:
+                ep.step_epoch(0)
+            except esperd.Unavailable as error:
+                raised.append(error)
+
+        waits = threading.Thread(target=wait)
+        waits.start()
+        while not self.door.called():
+            time.sleep(0.001)
+        began = time.monotonic()
+        ep.close()
+        waits.join(10)
+        self.assertIn("this client was closed", str(raised[0]))
+        self.assertLess(time.monotonic() - began, 3)
 
     def test_nobody_there_at_first(self):
         self.door.shut()
@@ -192,9 +242,9 @@ class Repeats(DoorTest):
         ep = self.connect(away_timeout=0.2)
         self.door.shut()
         self.addCleanup(self.door.open)
-        from esperd import _calls
-        before, _calls._WARN_AFTER_S = _calls._WARN_AFTER_S, 0.0
-        self.addCleanup(setattr, _calls, "_WARN_AFTER_S", before)
+        from esperd import _door
+        before, _door._WARN_AFTER_S = _door._WARN_AFTER_S, 0.0
+        self.addCleanup(setattr, _door, "_WARN_AFTER_S", before)
         with self.assertLogs("esperd", "WARNING") as logs, self.assertRaises(esperd.Unavailable):
             ep.advance("r0c0")
         self.assertEqual(len(logs.output), 1)

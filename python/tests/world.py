@@ -34,8 +34,8 @@ def free_ports(n: int) -> List[int]:
 class World:
     """One `esperd run` for each rank, which may be killed and started again."""
 
-    def __init__(self, test: unittest.TestCase, size: int) -> None:
-        self.size = size
+    def __init__(self, test: unittest.TestCase, size: int, *flags: str) -> None:
+        self.size, self.flags = size, flags
         self.dir = tempfile.mkdtemp(prefix="world")
         self.ports = free_ports(size)
         self._processes: List[Optional["subprocess.Popen[bytes]"]] = [None] * size
@@ -53,7 +53,7 @@ class World:
 
     def start(self, rank: int) -> None:
         command = [BINARY, "run", "--rank", str(rank), "--world-size", str(self.size), "--run-id", "test", "--log-format", "json",
-                   "--data-dir", os.path.join(self.dir, f"rank{rank}"), "--socket", self.socket(rank), "--listen", f"127.0.0.1:{self.ports[rank]}"]
+                   "--data-dir", os.path.join(self.dir, f"rank{rank}"), "--socket", self.socket(rank), "--listen", f"127.0.0.1:{self.ports[rank]}", *self.flags]
         if self.size > 1:
             command += ["--join", f"127.0.0.1:{self.ports[0]}"]
         with open(os.path.join(self.dir, f"log{rank}"), "ab") as log:

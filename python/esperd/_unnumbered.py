@@ -1,0 +1,142 @@
+"""Calls without a number: they may be made at any time, in any thread, and
+repeated. Each has a connection of its own, so that none waits for the numbered
+call that is under way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any, Callable, Dict, Optional, Set, Tuple, TypeVar, Union
+
+from esperd._door import Door, encoded
+from esperd._http import Absent, Lost, Silent, Unreadable
+from esperd._trainer import Trainer
+from esperd.errors import EsperdError, RoundFaulted, Unavailable, error_of_fault
+from esperd.values import Fault
+
+__all__ = ["Busy", "Unnumbered"]
+
+QUICK_S = 2.0  # for what must not hold anybody up
+
+# esperd is away, or answers what this client does not know.
+_NO_ANSWER = (Absent, Lost, Silent, Unreadable, EsperdError, AttributeError, KeyError, TypeError, ValueError)
+
+_log = logging.getLogger("esperd")
+
+_T = TypeVar("_T")
+_Json = Dict[str, Any]
+
+
+class Busy:
+    """What :meth:`Client.busy` returns: it ends with a ``with`` block, by
+    :meth:`done`, or by itself when the seconds are over."""
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        """Not for users: see :meth:`Client.busy`."""
+        self._end = end
+
+    def done(self) -> None:
+        """Say that this rank is not busy any more. It never raises."""
+        self._end()
+
+    def __enter__(self) -> "Busy":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done()
+
+
+class Unnumbered:
+    """The calls of one model that have no number."""
+
+    def __init__(self, trainer: Trainer, model: str, reopen: Callable[[], None]) -> None:
+        self._trainer = trainer
+        self._model = model
+        self._reopen = reopen
+        self._doors: Set[Door] = set()  # of the calls that are under way
+        self._closed = False
+        self._looked: Tuple[int, _Json] = (0, {})  # the round, and the word when it was asked for
+
+    def request(self, arguments: _Json) -> int:
+        """Put a request into the log and return its index."""
+        body = {"session": self._trainer.incarnation, "model": self._model, **arguments}
+        return self._ask("/v1/requests", body, lambda d: int(d["index"]))
+
+    def busy(self, reason: str, seconds: Union[float, str]) -> None:
+        self._ask("/v1/busy", self._busy(reason, seconds), lambda d: None)
+
+    def busy_no_more(self, reason: str) -> None:
+        if os.getpid() == self._trainer.pid:  # a forked child leaves the block, too
+            self._try_to_tell("/v1/busy", self._busy(reason, 0.0))
+
+    def goodbye(self, failed: str) -> None:
+        """Tell that the trainer ends."""
+        body = {"session": self._trainer.incarnation}
+        if failed:
+            body["failed"] = failed
+        self._try_to_tell("/v1/close", body)
+
+    def round_over(self, number: int, word: int) -> Optional[RoundFaulted]:
+        """Return why a round is over, None if it is not or if nobody answers. It
+        asks once for each value of the word."""
+        if self._looked[0] != word:
+            self._looked = (word, self._round_now())
+        now = self._looked[1]
+        try:
+            if now and now["number"] > number:
+                return RoundFaulted(f"round {number} is over: the trainers connected again, and round {now['number']} is open; end this process")
+            fault = now.get("fault")
+            return error_of_fault(Fault.of(fault)) if fault else None
+        except _NO_ANSWER as error:
+            _log.debug("whether round %d is over cannot be told: %s", number, error)
+            return None
+
+    def close(self) -> None:
+        """End what is under way in other threads."""
+        self._closed = True
+        for door in tuple(self._doors):
+            door.close()
+
+    def _busy(self, reason: str, seconds: Union[float, str]) -> _Json:
+        return {"session": self._trainer.incarnation, "reason": reason, "seconds": seconds}
+
+    def _ask(self, path: str, body: _Json, read: Callable[[_Json], _T]) -> _T:
+        door, request = Door(self._trainer, QUICK_S if self._trainer.observes else None), encoded(body)
+
+        def attempt() -> _Json:
+            try:
+                return door.ask(path, request)
+            except Unavailable as error:
+                if error.index or self._trainer.observes:
+                    raise
+                self._reopen()  # esperd may have been started anew, and not know the session
+                return door.ask(path, request)
+
+        self._doors.add(door)
+        try:
+            if self._closed:
+                door.close()
+            return door.read(read, door.persist(attempt))
+        finally:
+            self._doors.discard(door)
+            door.release()
+
+    def _round_now(self) -> _Json:
+        door = Door(self._trainer, QUICK_S)
+        try:
+            return dict(door.look("/v1/state")["round"] or {})
+        except _NO_ANSWER as error:
+            _log.debug("the state cannot be asked for: %s", error)
+            return {}
+        finally:
+            door.release()
+
+    def _try_to_tell(self, path: str, body: _Json) -> None:
+        door = Door(self._trainer, QUICK_S)
+        try:
+            door.ask(path, encoded(body))
+        except Exception as error:  # also at the interpreter's end, where much is gone
+            _log.debug("%s: %s", path, error)
+        finally:
+            door.release()
