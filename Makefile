@@ -22,9 +22,10 @@ test: lint ## vet, all tests, and all tests again under the race detector
 race:
 	ESPERD_SIM_SCHEDULES=$(RACE_SCHEDULES) $(GO) test -count=1 -race -short ./...
 
-bench: ## run the benchmarks, then compare with etcd and write docs/bench.md
+bench: ## run the benchmarks, compare with etcd and, from Python, with a broadcast; write docs/bench.md
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 	$(GO) run -C test/bench . -report ../../docs/bench.md
+	$(GO) run -C test/bench . -python -report ../../docs/bench.md # says so and goes on where torch is missing
 	@if ls test/bench/*_test.go >/dev/null 2>&1; then cd test/bench && $(GO) test -run '^$$' -bench . ./...; fi
 
 sim-long: ## play many more schedules of the simulated cluster

@@ -1,8 +1,10 @@
 // Bench measures how long it takes until a decision of rank 0 is visible on
 // every rank, and the same of a put into an embedded etcd until every watcher
-// has it, in one run and in turns.
+// has it, in one run and in turns. With -python it measures what a trainer in
+// Python sees, and the same of a broadcast.
 //
 //	go run -C test/bench . -report ../../docs/bench.md
+//	go run -C test/bench . -python -report ../../docs/bench.md
 //
 // It is a module of its own, so that etcd is no dependency of esperd. Every
 // system runs in a process of its own, on a directory of its own. For each
@@ -37,6 +39,7 @@ type settings struct {
 	report              string
 	target              float64
 	profile             string
+	python              bool
 }
 
 func main() {
@@ -46,15 +49,22 @@ func main() {
 	flag.IntVar(&s.ops, "ops", 50, "operations of a block")
 	flag.IntVar(&s.warmup, "warmup", 100, "operations of a system before its first block")
 	flag.DurationVar(&s.pause, "pause", 0, "between two operations; a trainer's are rare")
-	flag.StringVar(&ranks, "ranks", "2,3,4,8", "world sizes of esperd; etcd has a watcher for each rank where there are 3 or more")
+	flag.StringVar(&ranks, "ranks", "", "world sizes; default 2,3,4,8, with -python 2,4,8. etcd has a watcher for each rank where there are 3 or more")
 	flag.StringVar(&stores, "log-store", "boltdb,wal", "raft logs of esperd")
 	flag.StringVar(&s.dir, "dir", "", "where to write, on a disk; default: a new directory beside the repository")
 	flag.StringVar(&s.report, "report", "", "markdown file whose marked part is replaced by the results")
-	flag.Float64Var(&s.target, "target", 1.0, "highest ratio esperd/etcd at 3 ranks that passes")
+	flag.Float64Var(&s.target, "target", 1.0, "highest ratio that passes: to etcd at 3 ranks, to a broadcast at 4 and more")
 	flag.StringVar(&s.profile, "profile", "", "directory for a CPU profile of each system")
+	flag.BoolVar(&s.python, "python", false, "measure from Python, in processes of their own (needs torch), instead of etcd")
 	flag.StringVar(&child, "child", "", "be one system, described in JSON; for the program itself")
 	flag.Parse()
 	s.stores = strings.Split(stores, ",")
+	if ranks == "" {
+		ranks = "2,3,4,8"
+		if s.python {
+			ranks = "2,4,8"
+		}
+	}
 	for _, r := range strings.Split(ranks, ",") {
 		n, err := strconv.Atoi(r)
 		if err != nil || n < 1 {
@@ -64,7 +74,10 @@ func main() {
 		s.ranks = append(s.ranks, n)
 	}
 	run := func() error { return drive(s) }
-	if child != "" {
+	switch {
+	case s.python:
+		run = func() error { return drivePython(s) }
+	case child != "":
 		run = func() error { return serve(child) }
 	}
 	if err := run(); err != nil {
@@ -75,19 +88,24 @@ func main() {
 
 // A setup is one system in one size.
 type setup struct {
-	System  string        `json:"system"` // "esperd" or "etcd"
-	Ranks   int           `json:"ranks"`  // nodes of esperd; watchers of etcd, which has 3 members
-	Store   string        `json:"store,omitempty"`
-	TLS     bool          `json:"tls,omitempty"`
-	Ops     int           `json:"ops"`
-	Warmup  int           `json:"warmup"`
-	Pause   time.Duration `json:"pause"`
-	Dir     string        `json:"dir"`
-	Profile string        `json:"profile,omitempty"`
+	System     string        `json:"system"` // "esperd" or "etcd"; from Python "esperd" or "broadcast"
+	Ranks      int           `json:"ranks"`  // nodes of esperd; watchers of etcd, which has 3 members
+	Store      string        `json:"store,omitempty"`
+	Durability string        `json:"durability,omitempty"` // of esperd, where it is not the default
+	TLS        bool          `json:"tls,omitempty"`
+	Ops        int           `json:"ops"`
+	Warmup     int           `json:"warmup"`
+	Pause      time.Duration `json:"pause"`
+	Dir        string        `json:"dir"`
+	Profile    string        `json:"profile,omitempty"`
 }
 
 func (b setup) name() string {
 	switch {
+	case b.System == broadcast:
+		return broadcast
+	case b.Durability != "":
+		return "esperd, " + b.Store + ", " + b.Durability
 	case b.System == "esperd":
 		return "esperd, " + b.Store
 	case b.TLS:
@@ -147,7 +165,7 @@ func drive(s settings) error {
 	if s.report == "" {
 		return nil
 	}
-	return writeReport(s.report, results.markdown())
+	return writeReport(s.report, etcdPart, results.markdown())
 }
 
 // run has the systems take turns.

@@ -59,15 +59,29 @@ func (w *row) line() string {
 		q(direct, .5), q(direct, .99), q(commit, .5), q(through, .5), q(through, .99))
 }
 
-// ratio compares two systems turn by turn, and returns the median and the
-// quartiles of the turns' ratios of medians.
-func ratio(a, b *row, what string) (median, low, high float64) {
+// ratio compares two systems turn by turn.
+func ratio(a, b *row, what string) []float64 {
+	return ratios(min(len(a.rounds), len(b.rounds)), func(turn int) (over, under []time.Duration) {
+		return a.rounds[turn][what], b.rounds[turn][what]
+	})
+}
+
+// ratios returns the turns' ratios of medians, sorted.
+func ratios(turns int, of func(turn int) (over, under []time.Duration)) []float64 {
 	var list []float64
-	for i := range min(len(a.rounds), len(b.rounds)) {
-		list = append(list, float64(quantile(a.rounds[i][what], .5))/float64(quantile(b.rounds[i][what], .5)))
+	for turn := range turns {
+		over, under := of(turn)
+		list = append(list, float64(quantile(over, .5))/float64(quantile(under, .5)))
 	}
 	slices.Sort(list)
-	return list[len(list)/2], list[len(list)/4], list[len(list)*3/4]
+	return list
+}
+
+func middle(sorted []float64) float64 { return sorted[len(sorted)/2] }
+
+// spread is the median and the quartiles.
+func spread(sorted []float64) string {
+	return fmt.Sprintf("%.2f (%.2f - %.2f)", middle(sorted), sorted[len(sorted)/4], sorted[len(sorted)*3/4])
 }
 
 const legend = `esperd: one node for each rank, TLS between them. etcd: 3 members, a watcher for each rank. Each system is one
@@ -100,8 +114,7 @@ func (r *results) markdown() string {
 			}
 			p("| %s / %s | %d |", w.setup.name(), etcd.setup.name(), w.setup.Ranks)
 			for _, what := range []string{direct, through} {
-				median, low, high := ratio(w, etcd, what)
-				p(" %.2f (%.2f - %.2f) |", median, low, high)
+				p(" %s |", spread(ratio(w, etcd, what)))
 			}
 			p("\n")
 		}
@@ -119,7 +132,7 @@ func (r *results) verdict() string {
 		if etcd == nil || w == nil {
 			continue
 		}
-		median, _, _ := ratio(w, etcd, direct)
+		median := middle(ratio(w, etcd, direct))
 		word := "PASS"
 		if median > r.settings.target {
 			word = "MISS"
@@ -129,14 +142,17 @@ func (r *results) verdict() string {
 	return strings.TrimSuffix(out.String(), "\n")
 }
 
+// Parts of the document that this program writes.
 const (
-	beginMark = "<!-- begin: written by test/bench -->"
-	endMark   = "<!-- end: written by test/bench -->"
+	etcdPart   = "test/bench"
+	pythonPart = "test/bench -python"
 )
 
-// writeReport replaces the marked part of the file and leaves the rest.
-func writeReport(name, text string) error {
-	text = beginMark + "\n" + text + endMark
+// writeReport replaces a part of the file, between its marks, and leaves the
+// rest.
+func writeReport(name, part, text string) error {
+	begin, end := "<!-- begin: written by "+part+" -->", "<!-- end: written by "+part+" -->"
+	text = begin + "\n" + text + end
 	old, err := os.ReadFile(name)
 	if os.IsNotExist(err) {
 		return os.WriteFile(name, []byte("# Measurements\n\n"+text+"\n"), 0o644)
@@ -144,10 +160,10 @@ func writeReport(name, text string) error {
 	if err != nil {
 		return err
 	}
-	before, rest, ok := strings.Cut(string(old), beginMark)
-	_, after, closed := strings.Cut(rest, endMark)
+	before, rest, ok := strings.Cut(string(old), begin)
+	_, after, closed := strings.Cut(rest, end)
 	if !ok || !closed {
-		return fmt.Errorf("%s has no part between %q and %q to replace", name, beginMark, endMark)
+		return fmt.Errorf("%s has no part between %q and %q to replace", name, begin, end)
 	}
 	return os.WriteFile(name, []byte(before+text+after), 0o644)
 }

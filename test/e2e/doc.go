@@ -11,6 +11,10 @@
 //	load_test.go        trainers that make the same scripted calls on every rank
 //	evidence_test.go    what must hold whatever happened: answers, logs, states
 //	processes_test.go   killed, stopped and drained processes
+//	modes_test.go       the modes follow and observe, ordering warn, requests
+//	trainers_test.go    a trainer that is a process of its own
+//	gone_test.go        trainers that die, or are busy
+//	relaxed_test.go     relaxed durability, which is for killed processes too
 //	emptydisk_test.go   nodes that come back with an empty disk
 //	badinput_test.go    the list of bad input, and a trainer that writes its own requests
 //	calls_test.go       bad input in a trainer's calls

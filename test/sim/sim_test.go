@@ -206,6 +206,47 @@ func (w *world) settledEnough() bool {
 	return high-low < 8 && (len(w.hosts) < 3 || voters == 3)
 }
 
+// requests are those of the log, by entry; Action is empty for one that is done.
+type requests map[uint64]events.Requested
+
+// follow checks that a request is there once, by number and by what it asks for,
+// and that the next fence ends it.
+func (r requests) follow(index uint64, e *events.Entry) error {
+	for i := range e.Events {
+		ev := &e.Events[i]
+		switch {
+		case ev.Requested != nil:
+			for at, other := range r {
+				same := other.Slot == ev.Requested.Slot && other.Seed == ev.Requested.Seed && other.Action == ev.Requested.Action
+				if same || other.Node == ev.Requested.Node && other.Number == ev.Requested.Number {
+					return fmt.Errorf("entry %d asks for what entry %d asked for already", index, at)
+				}
+			}
+			r[index] = *ev.Requested
+		case ev.RequestDone != nil:
+			done, ok := r[ev.RequestDone.Request]
+			if !ok || done.Action == "" {
+				return fmt.Errorf("entry %d ends request %d, which does not wait", index, ev.RequestDone.Request)
+			}
+			done.Action = ""
+			r[ev.RequestDone.Request] = done
+		case fsm.Closes(ev) && r.waiting() > 0:
+			return fmt.Errorf("entry %d is a fence, and %d requests wait on", index, r.waiting())
+		}
+	}
+	return nil
+}
+
+func (r requests) waiting() int {
+	n := 0
+	for _, q := range r {
+		if q.Action != "" {
+			n++
+		}
+	}
+	return n
+}
+
 // check compares all histories and everything that was acknowledged.
 func check(t *testing.T, w *world, j *job, seed uint64) {
 	j.mu.Lock()
@@ -213,7 +254,7 @@ func check(t *testing.T, w *world, j *job, seed uint64) {
 	require.NoError(t, j.broken, "seed %d", seed)
 	head := w.hosts[0].alive().Status().Index
 	authority := events.NodeID("")
-	state := fsm.New()
+	state, requests := fsm.New(), requests{}
 	for i := uint64(1); i <= head; i++ {
 		e, rec, err := w.hosts[0].alive().Entry(i)
 		require.NoError(t, err)
@@ -229,7 +270,15 @@ func check(t *testing.T, w *world, j *job, seed uint64) {
 		if out.Refused == "" && e.Kind == events.KindCall {
 			require.Equal(t, authority, e.Node, "seed %d: entry %d was decided by a node that is not rank 0's", seed, i)
 		}
+		if out.Refused == "" {
+			require.NoError(t, requests.follow(i, e), "seed %d", seed)
+		}
 		state, authority = next, next.Round.Authority()
+	}
+	require.Equal(t, requests.waiting(), len(state.Requests), "seed %d", seed)
+	for index, slot := range j.asked {
+		require.Contains(t, requests, index, "seed %d: a request was acknowledged and is lost", seed)
+		require.Equal(t, slot, requests[index].Slot, "seed %d: entry %d", seed, index)
 	}
 	seen := map[events.CallID]uint64{}
 	for id, index := range j.acked {

@@ -29,6 +29,7 @@ type job struct {
 	complete bool                                       // all ranks have played all their rounds: nothing restarts any more
 	answers  map[events.CallID]map[uint64]events.Digest // call -> rank -> hash of the entry it was answered from
 	acked    map[events.CallID]uint64                   // rank 0's answered calls -> index
+	asked    map[uint64]string                          // index of a request that was acknowledged -> its slot
 	broken   error
 	done     map[uint64]uint64 // rank -> 1 + attempt in which it played all its rounds
 	doing    map[uint64]string // rank -> what it does, for a failing test
@@ -36,7 +37,7 @@ type job struct {
 
 func newJob(w *world, seed uint64, rounds, calls int) *job {
 	return &job{w: w, seed: seed, rounds: rounds, calls: calls, restart: make(chan struct{}),
-		answers: map[events.CallID]map[uint64]events.Digest{}, acked: map[events.CallID]uint64{}, doing: map[uint64]string{}, done: map[uint64]uint64{}}
+		answers: map[events.CallID]map[uint64]events.Digest{}, acked: map[events.CallID]uint64{}, asked: map[uint64]string{}, doing: map[uint64]string{}, done: map[uint64]uint64{}}
 }
 
 // restarted ends the current round's trainers on all ranks.
@@ -147,8 +148,29 @@ func (j *job) round(ctx context.Context, rank uint64, incarnation, fingerprint s
 			return false
 		}
 		cursor = index
+		if pace.IntN(6) == 0 {
+			j.ask(ctx, rank, []string{"a", "b", "c", "nowhere"}[pace.IntN(4)])
+		}
 	}
 	return true
+}
+
+// ask requests a prune, as a rank's governor does. It may be refused, or give up
+// not knowing what becomes of it.
+func (j *job) ask(ctx context.Context, rank uint64, slot string) {
+	n, err := j.w.hosts[rank].wait(ctx)
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	index, err := n.Request(ctx, events.Requested{Model: model, Slot: slot, Action: events.ActionPrune, Reason: "sim"})
+	j.does(rank, "asks for a prune in slot %s: entry %d, %v", slot, index, err)
+	if err == nil && j.w.hosts[rank].alive() == n {
+		j.mu.Lock()
+		j.asked[index] = slot
+		j.mu.Unlock()
+	}
 }
 
 // call makes one numbered call until it is answered.
@@ -330,6 +352,9 @@ func (s *script) args(k uint64) fsm.Args {
 		return fsm.AlphaTarget{Target: 0.5, Ticks: 2, Steepness: 12}
 	default:
 		s.steps[k] = true
+		if r.IntN(12) == 0 {
+			return fsm.Reset{}
+		}
 		return fsm.StepEpoch{Epoch: s.epoch + 1}
 	}
 }

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,37 +15,99 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
+	"github.com/esperd/esperd/test/internal/testesperd"
 )
 
-// TestDigits runs the example on 2 ranks, each with an esperd that it launches.
+// TestDigits runs the example on 4 ranks, each with an esperd that it launches,
+// under torch's own launcher: once rank 0 alone decides, once every rank asks.
+// The network comes out the same.
 func TestDigits(t *testing.T) {
 	python := needTorch(t)
-	t.Parallel()
-	dir, err := os.MkdirTemp("/tmp", "digits-")
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	weights := map[string]string{}
+	for _, mode := range []string{events.ModeFollow, events.ModeKeyed} {
+		t.Run(mode, func(t *testing.T) {
+			dir, err := os.MkdirTemp("/tmp", "digits-")
+			require.NoError(t, err)
+			t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+			got := digits(t, python, dir, mode)
+			require.True(t, got.Same)
+			require.Greater(t, got.Decisions, 10)
+			require.Len(t, got.Ranks, 4)
+			for _, r := range got.Ranks {
+				require.Equal(t, got.Ranks[0].Stages, r.Stages)
+				require.Equal(t, got.Ranks[0].Weights, r.Weights)
+			}
+			require.Equal(t, events.StageFossilized.String(), got.Ranks[0].Stages["r0c0"])
+			require.Contains(t, []string{events.StagePruned.String(), events.StageEmbargoed.String()}, got.Ranks[0].Stages["r0c2"], "it contributes nothing")
+			weights[mode] = got.Ranks[0].Weights
+			replays(t, dir, got.Ranks[0].Stages)
+		})
+	}
+	require.Equal(t, weights[events.ModeFollow], weights[events.ModeKeyed])
+}
+
+type digitsResult struct {
+	Same      bool
+	Decisions int
+	Ranks     []struct {
+		Stages  map[string]string
+		Weights string
+	}
+}
+
+func digits(t *testing.T, python, dir, mode string) digitsResult {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
-	cmd := group(exec.CommandContext(ctx, python, filepath.Join(root, "examples", "ddp_digits.py"), "--ranks", "2", "--epochs", "18", "--data-dir", dir, "--json"))
+	// Without -r and -t torchrun of Debian's torch 1.13 crashes.
+	cmd := group(exec.CommandContext(ctx, python, "-m", "torch.distributed.run", "--nproc_per_node", "4", "--master_port", testesperd.FreePort(t), "-r", "1", "-t", "1",
+		filepath.Join(root, "examples", "ddp_digits.py"), "--mode", mode, "--epochs", "18", "--data-dir", dir, "--json"))
 	cmd.Env = environment(dir)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	require.NoError(t, cmd.Run(), "%s\n%s", &out, &errs)
-
-	lines := bytes.Split(bytes.TrimSpace(out.Bytes()), []byte("\n"))
-	var got struct {
-		Same      bool
-		Decisions int
-		Ranks     []struct {
-			Stages  map[string]string
-			Weights string
+	for line := range bytes.Lines(out.Bytes()) { // [default0]:{...}
+		if at := bytes.IndexByte(line, '{'); at >= 0 {
+			var got digitsResult
+			require.NoError(t, json.Unmarshal(line[at:], &got), "%s", line)
+			return got
 		}
 	}
-	require.NoError(t, json.Unmarshal(lines[len(lines)-1], &got), "%s", &out)
-	require.True(t, got.Same)
-	require.Greater(t, got.Decisions, 10)
-	require.Len(t, got.Ranks, 2)
-	require.Equal(t, got.Ranks[0], got.Ranks[1])
-	require.Contains(t, []string{events.StagePruned.String(), events.StageEmbargoed.String()}, got.Ranks[0].Stages["r0c2"], "it contributes nothing\n%s", &out)
-	require.Equal(t, events.StageFossilized.String(), got.Ranks[0].Stages["r0c0"], "%s", &out)
+	t.Fatalf("no result in\n%s", &out)
+	return digitsResult{}
+}
+
+// replays applies each rank's whole history to nothing: it comes to the stages
+// that the trainers had, and every rank's history is the same.
+func replays(t *testing.T, dir string, stages map[string]string) {
+	t.Helper()
+	var last events.Digest
+	for rank := range 4 {
+		h, err := events.OpenHistory(filepath.Join(dir, fmt.Sprintf("rank%d", rank), "history.db"), events.HistoryOptions{Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+		require.NoError(t, err)
+		index, chain, _ := h.Head()
+		require.Equal(t, uint64(1), h.CompleteFrom())
+		s := fsm.New()
+		require.NoError(t, h.Range(1, index, func(r events.Record) error {
+			e, err := events.Decode(r.Entry)
+			if err != nil {
+				return err
+			}
+			next, out, err := fsm.Apply(s, e)
+			if out.Refused != "" {
+				return fmt.Errorf("entry %d: %s", r.Index, out.Refused)
+			}
+			s = next
+			return err
+		}))
+		require.NoError(t, h.Close())
+		for i, slot := range s.Model("main").Config.Slots {
+			require.Equal(t, stages[slot.Name], s.Model("main").Slots.At(i).Stage().String(), "rank %d, slot %s", rank, slot.Name)
+		}
+		if rank == 0 {
+			last = chain
+		}
+		require.Equal(t, last, chain, "rank %d", rank)
+	}
 }

@@ -123,6 +123,19 @@ func (j *job) entries() []api.Entry {
 	return first
 }
 
+// settled reads the log when it has not grown for a while that is long for a
+// report, which is on its way for a tenth of a second.
+func (j *job) settled() []api.Entry {
+	j.t.Helper()
+	for {
+		before := len(j.entries())
+		time.Sleep(time.Second)
+		if log := j.entries(); len(log) == before {
+			return log
+		}
+	}
+}
+
 func (j *job) read(rank int) []api.Entry {
 	j.t.Helper()
 	a := client.NewAdmin(j.socket(rank))

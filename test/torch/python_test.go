@@ -14,7 +14,7 @@ import (
 func TestPythonClient(t *testing.T) {
 	python := needPython(t)
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	cmd := group(exec.CommandContext(ctx, python, "-W", "error", "-m", "unittest", "--verbose"))
 	cmd.Dir = filepath.Join(root, "python")

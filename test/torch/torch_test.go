@@ -183,6 +183,80 @@ func TestB2CR03(t *testing.T) {
 	})
 }
 
+// TestB2CR03GoesOn lets the same loop go on: with ordering "warn" every slot gets
+// its own verdict, and beside a broadcast, the log says what went wrong.
+func TestB2CR03GoesOn(t *testing.T) {
+	python := needTorch(t)
+	t.Run("warn", func(t *testing.T) {
+		t.Parallel()
+		j := startJob(t, 3)
+		got := j.with(python, "b2cr03", "with_esperd_warn")
+		for rank := range 3 {
+			require.NotEmpty(t, got.all(rank, "done"), "rank %d", rank)
+			for _, l := range got.all(rank, "decided") {
+				require.Equal(t, l.Slot, l.About, "rank %d has the verdict of its slot", rank)
+				require.Equal(t, l.Slot == "r0c0", l.Passed)
+			}
+		}
+		found := mismatches(j)
+		require.Len(t, found, 1)
+		require.Equal(t, uint64(1), found[0].Rank)
+		require.Equal(t, events.CodeOrderMismatch, found[0].Code)
+		require.Equal(t, [2]string{"r0c1", "r0c0"}, [2]string{found[0].Got.Slot, found[0].Want.Slot})
+		require.Regexp(t, `^b2cr03.py:\d+$`, found[0].GotSite)
+	})
+	t.Run("observe", func(t *testing.T) {
+		t.Parallel()
+		j := startJob(t, 2)
+		got := j.with(python, "b2cr03", "observed")
+		for rank := range 2 {
+			require.NotEmpty(t, got.all(rank, "done"), "rank %d", rank)
+		}
+		for _, l := range got.all(1, "decided") {
+			require.NotEqual(t, l.Slot, l.About, "the broadcast is as wrong as before")
+		}
+		found := mismatches(j)
+		require.Len(t, found, 2, "both calls got the verdict of the other slot")
+		parted := 0
+		for _, e := range j.entries() {
+			for _, ev := range e.Events {
+				if d := ev.OutcomeDiffers; d != nil {
+					require.Equal(t, uint64(1), d.Rank)
+					require.NotEqual(t, d.Want.Stage, d.Got.Stage)
+					parted++
+				}
+			}
+		}
+		require.Equal(t, 2, parted, "the slots that have parted, at the step")
+	})
+}
+
+// mismatches reads them from the log, when all reports are in it.
+func mismatches(j *job) []*events.Mismatched {
+	var out []*events.Mismatched
+	for _, e := range j.settled() {
+		for _, ev := range e.Events {
+			if ev.Mismatched != nil {
+				out = append(out, ev.Mismatched)
+			}
+		}
+	}
+	return out
+}
+
+// TestGone kills a rank in the middle of an epoch.
+func TestGone(t *testing.T) {
+	python := needTorch(t)
+	got := startJob(t, 3).with(python, "gone", "with_esperd")
+	died := got.last(t, 1, "dies")
+	for _, rank := range []int{0, 2} {
+		told := got.told(t, rank)
+		require.Equal(t, 1, *told.Culprit)
+		require.Contains(t, told.Text, "the trainer of rank 1 is gone: process")
+		require.Less(t, told.At-died.At, soon, "rank %d", rank)
+	}
+}
+
 // TestB2DRL05 lets the ranks' loaders be of unequal length.
 func TestB2DRL05(t *testing.T) {
 	python := needTorch(t)
