@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -181,6 +182,31 @@ func limit(n int64, next http.Handler) http.Handler {
 
 var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
+func putBody(b *bytes.Buffer) {
+	if b.Cap() <= 1<<20 {
+		b.Reset()
+		bodies.Put(b)
+	}
+}
+
+// whole keeps an answer until its length is known: a client then reads it without
+// looking for the ends of chunks.
+type whole struct {
+	http.ResponseWriter
+	status int
+	body   *bytes.Buffer
+}
+
+func (w *whole) WriteHeader(status int)      { w.status = status }
+func (w *whole) Write(b []byte) (int, error) { return w.body.Write(b) }
+func (w *whole) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *whole) send() {
+	w.Header().Set("Content-Length", strconv.Itoa(w.body.Len()))
+	w.ResponseWriter.WriteHeader(w.status)
+	_, _ = w.ResponseWriter.Write(w.body.Bytes()) // the client has gone if this fails
+}
+
 // withBody reads the body before the call begins, in bounded time and space.
 // The connection's deadline is gone afterwards: a call may wait for long, and a
 // deadline that passes would look like a client that has gone.
@@ -193,12 +219,7 @@ func withBody(next http.Handler) http.Handler {
 		flow := http.NewResponseController(w)
 		_ = flow.SetReadDeadline(time.Now().Add(bodyReadMax)) // a recorder in a test has none
 		buf := bodies.Get().(*bytes.Buffer)
-		defer func() {
-			if buf.Cap() <= 1<<20 {
-				buf.Reset()
-				bodies.Put(buf)
-			}
-		}()
+		defer putBody(buf)
 		if p := readBody(buf, r.Body); p != nil {
 			w.Header().Set("Connection", "close")
 			writeProblem(w, p)
@@ -206,7 +227,10 @@ func withBody(next http.Handler) http.Handler {
 		}
 		_ = flow.SetReadDeadline(time.Time{})
 		r.Body = io.NopCloser(bytes.NewReader(buf.Bytes()))
-		next.ServeHTTP(w, r)
+		out := &whole{ResponseWriter: w, status: http.StatusOK, body: bodies.Get().(*bytes.Buffer)}
+		defer putBody(out.body)
+		next.ServeHTTP(out, r)
+		out.send()
 	})
 }
 
