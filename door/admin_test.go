@@ -45,6 +45,7 @@ func TestBothDoorsReadTheSame(t *testing.T) {
 			require.Equal(t, uint64(1), st.Rank)
 			require.Equal(t, "follower", st.Role)
 			require.Equal(t, "durable", st.Durability)
+			require.Equal(t, "wal", st.LogStore)
 			require.True(t, st.Quorum)
 			require.Equal(t, uint64(1), st.Round.Number)
 			require.Len(t, st.Round.Members, 2)

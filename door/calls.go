@@ -54,7 +54,7 @@ func (s *Server) numbered(ctx context.Context, c call) (any, error) {
 	op := c.args.Op()
 	if p != nil {
 		s.metrics.answered(op, nil, p)
-		return nil, p
+		return nil, s.evidence(ctx, p, t.model)
 	}
 	s.metrics.answered(op, a.body, a.problem)
 	return a.result()

@@ -86,7 +86,11 @@ func TestMissingAndExtraCallsAreNamed(t *testing.T) {
 			err := tc.rank1(trainers[1], j)
 			require.ErrorIs(t, err, tc.code)
 			require.Contains(t, err.Error(), tc.text)
-			require.ErrorIs(t, step(7)(trainers[0], j), client.ErrRoundFaulted)
+			err = step(7)(trainers[0], j)
+			require.ErrorIs(t, err, client.ErrRoundFaulted)
+			var told *client.Problem
+			require.ErrorAs(t, err, &told)
+			require.Equal(t, []uint64{0, 1}, []uint64{told.Last[0].Rank, told.Last[1].Rank}, "what each rank did last")
 			require.Equal(t, uint64(1), j.log.Node(0).State().Round.Fault.Rank)
 		})
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -131,6 +132,22 @@ func roundFaulted(f *events.RoundFaulted) *api.Problem {
 	}
 	p.Fault, p.Got, p.GotSite, p.Want, p.WantSite = f, &f.Got, f.GotSite, &f.Want, f.WantSite
 	return p
+}
+
+// evidenceMax is how long the end of a round waits for what the others did last.
+const evidenceMax = 300 * time.Millisecond
+
+// evidence adds to the end of a round what each rank did last, as far as that can
+// be known soon.
+func (s *Server) evidence(ctx context.Context, p *api.Problem, model string) *api.Problem {
+	if p.Code() != events.CodeRoundFaulted || p.Last != nil {
+		return p
+	}
+	ctx, cancel := context.WithTimeout(ctx, evidenceMax)
+	defer cancel()
+	told := *p
+	told.Last, told.Recent = s.lastOfRanks(ctx, model), s.ledger.recent(model)
+	return &told
 }
 
 const connectAgain = "every rank has to make the same calls in the same order: mend the trainer and connect again on all ranks"

@@ -49,7 +49,7 @@ func New(run string, world int) *Log {
 		n := &Node{log: l, changed: make(chan struct{}), handlers: map[string]func(context.Context, []byte) (any, error){}}
 		n.status = replica.Status{Identity: replica.Identity{Node: events.NodeID(fmt.Sprintf("%032x", rank+1)), Rank: rank, World: uint64(world),
 			Run: run, Address: fmt.Sprintf("rank%d:7400", rank), Host: fmt.Sprintf("host%d", rank)},
-			Phase: replica.PhaseMember, Role: "follower", Leader: events.NodeID(fmt.Sprintf("%032x", 1)), CompleteFrom: 1, Durability: "durable", RaftStats: map[string]string{"term": "2", "last_log_index": "9"}}
+			Phase: replica.PhaseMember, Role: "follower", Leader: events.NodeID(fmt.Sprintf("%032x", 1)), CompleteFrom: 1, Durability: "durable", LogStore: "wal", RaftStats: map[string]string{"term": "2", "last_log_index": "9"}}
 		l.nodes = append(l.nodes, n)
 		found = append(found, events.Event{NodeJoined: &events.NodeJoined{Node: n.status.Node, Version: events.Version, Host: n.status.Host}})
 	}
