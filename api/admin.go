@@ -25,6 +25,7 @@ type State struct {
 	Bookkeeping  events.Digest `json:"bookkeeping"`
 	CompleteFrom uint64        `json:"complete_from" doc:"first index of the history that is here without a gap"`
 	Durability   string        `json:"durability" enum:"durable,relaxed" doc:"relaxed: this node syncs neither log nor votes, so that a crash of its machine or a power loss may lose decisions which trainers have acted on"`
+	LogStore     string        `json:"log_store" enum:"boltdb,wal" doc:"how this node keeps the log on disk until a snapshot covers it"`
 	Problem      string        `json:"problem,omitempty" doc:"what keeps this node from serving"`
 
 	Round    *Round           `json:"round,omitempty"`

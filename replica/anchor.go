@@ -3,6 +3,7 @@ package replica
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 
 	"github.com/hashicorp/raft"
@@ -14,19 +15,85 @@ import (
 // follower refuses what follows for ever and is sent the same snapshot again and
 // again (hashicorp/raft issues 205 and 697; found here by test/sim). So the log
 // store answers for that one index with the snapshot's term.
+//
+// It also keeps the log without gaps, which neither store is asked to bear, and
+// is not raft.MonotonicLogStore: from one that is, raft would remove, whenever a
+// snapshot comes from the leader, also the entries after that snapshot, which
+// this node has acknowledged.
 type anchor struct {
 	raft.LogStore
+	log  *slog.Logger
+	done <-chan struct{} // the node stops
 
 	mu          sync.Mutex
 	index, term uint64
 	failed      error // of the last write to the log; nil: it worked
+	cut         bool  // entries were removed for others that are not here yet
 }
 
 // StoreLog implements raft.LogStore.
-func (a *anchor) StoreLog(l *raft.Log) error { return a.note(a.LogStore.StoreLog(l)) }
+func (a *anchor) StoreLog(l *raft.Log) error { return a.StoreLogs([]*raft.Log{l}) }
 
-// StoreLogs implements raft.LogStore.
-func (a *anchor) StoreLogs(ls []*raft.Log) error { return a.note(a.LogStore.StoreLogs(ls)) }
+// StoreLogs implements raft.LogStore. After a cut it waits until it can write:
+// raft v1.7.3 goes on with the last index from before the cut if this fails. It
+// would stand for election with it, refuse the leader's entries for ever, and as
+// a leader leave a gap.
+func (a *anchor) StoreLogs(ls []*raft.Log) error {
+	if err := a.closeGap(ls); err != nil {
+		return a.note(err)
+	}
+	write := func() error { return a.note(a.LogStore.StoreLogs(ls)) }
+	a.mu.Lock()
+	cut := a.cut
+	a.mu.Unlock()
+	if !cut {
+		return write()
+	}
+	err := patiently(a.log, a.done, afterCut, write)
+	a.mu.Lock()
+	a.cut = err != nil
+	a.mu.Unlock()
+	return err
+}
+
+const afterCut = "raft's log cannot be written, where the leader's differs from it"
+
+// DeleteRange implements raft.LogStore. Entries that conflict with the leader's
+// are cut off, and that it waits for too: where it failed, the wal may have them
+// until it is opened anew, and raft would acknowledge them to the next leader.
+func (a *anchor) DeleteRange(from, to uint64) error {
+	last, err := a.LogStore.LastIndex()
+	if err != nil {
+		return err
+	}
+	remove := func() error { return a.LogStore.DeleteRange(from, to) }
+	a.mu.Lock()
+	cut := last > a.index && from <= last && to >= last
+	a.cut = a.cut || cut
+	a.mu.Unlock()
+	if !cut {
+		return remove() // what a snapshot covers
+	}
+	return patiently(a.log, a.done, afterCut, func() error { return a.note(remove()) })
+}
+
+// closeGap removes a log that ends short of the newest snapshot before what
+// follows that snapshot is written. Raft leaves it where a snapshot came from
+// the leader, or a crash came between. The snapshot is durable, and has all that
+// is removed.
+func (a *anchor) closeGap(ls []*raft.Log) error {
+	last, err := a.LogStore.LastIndex()
+	if err != nil || len(ls) == 0 || ls[0].Index <= last+1 {
+		return err
+	}
+	a.mu.Lock()
+	snapshot := a.index
+	a.mu.Unlock()
+	if last > snapshot || ls[0].Index > snapshot+1 {
+		return fmt.Errorf("entry %d does not follow the log, which ends at %d, with its newest snapshot at %d", ls[0].Index, last, snapshot)
+	}
+	return a.dropCovered()
+}
 
 // note remembers whether the log can be written: raft only logs it.
 func (a *anchor) note(err error) error {
@@ -56,7 +123,7 @@ func (n *Node) anchorLog(stores *Stores) (raft.SnapshotStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.anchor = &anchor{LogStore: cached}
+	n.anchor = &anchor{LogStore: cached, log: n.log, done: n.ctx.Done()}
 	list, err := stores.Snapshots.List()
 	if err != nil {
 		return nil, fmt.Errorf("listing raft snapshots: %w", err)
@@ -99,12 +166,6 @@ func (a *anchor) GetLog(index uint64, out *raft.Log) error {
 	}
 	*out = raft.Log{Index: at, Term: term, Type: raft.LogNoop}
 	return nil
-}
-
-// IsMonotonic implements raft.MonotonicLogStore for those stores that are.
-func (a *anchor) IsMonotonic() bool {
-	m, ok := a.LogStore.(raft.MonotonicLogStore)
-	return ok && m.IsMonotonic()
 }
 
 type anchoredSnapshots struct {

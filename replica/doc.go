@@ -18,10 +18,11 @@
 //	ask.go            questions to all nodes; draining
 //
 //	datadir.go        the directory's identity and lock
-//	logstore.go       raft's log on disk, behind one constructor
+//	logstore.go       raft's log on disk, behind one constructor; boltdb
+//	walstore.go       raft-wal, and what it needs to be safe; waltail.go mends its end
 //	walnosync.go      raft-wal without fsync, for relaxed durability
 //	relaxed.go        and how a crash of the machine is noticed then
-//	anchor.go         what raft v1.7.3 misses in its log after a snapshot
+//	anchor.go         what raft v1.7.3 misses in its log after a snapshot, or a failed write
 //	stable.go         and that it cannot bear a full disk
 //
 //	network.go        raft and peer RPC on one TCP listener: listener.go, tls.go,

@@ -40,7 +40,7 @@ func TestStatusSaysDurability(t *testing.T) {
 // A log with a gap, as the crash of a machine may leave one that was not synced.
 func TestLogWithAGap(t *testing.T) {
 	_, err := openWith(t, func(c *Config) {
-		c.Durability = durabilityRelaxed
+		c.Durability, c.LogStore = durabilityRelaxed, logStoreBolt // the wal can't have one
 		n := &Node{cfg: *c, log: c.Logger}
 		stores, err := n.openStores()
 		require.NoError(t, err)

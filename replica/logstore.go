@@ -11,23 +11,21 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
-	wal "github.com/hashicorp/raft-wal"
-	walfs "github.com/hashicorp/raft-wal/fs"
-	"github.com/hashicorp/raft-wal/metadb"
-	"github.com/hashicorp/raft-wal/segment"
-	waltypes "github.com/hashicorp/raft-wal/types"
 	"go.etcd.io/bbolt"
 	bbolterrors "go.etcd.io/bbolt/errors"
 )
 
 // The kinds of log stores. Both keep raft's log and its votes.
 const (
-	logStoreBolt = "boltdb" // two fsyncs a commit; the default
+	logStoreAuto = "auto"   // what the directory has, the wal if it has none; the default
+	logStoreBolt = "boltdb" // two fsyncs a commit
 	logStoreWAL  = "wal"    // one fsync a commit
 )
+
+// logStoreFiles are what tells which store a directory has.
+var logStoreFiles = map[string]string{logStoreBolt: "raft.db", logStoreWAL: "wal"}
 
 // What a decision waits for.
 const (
@@ -49,24 +47,29 @@ func checkDurability(durability string) error {
 // this node's votes, so nothing is repaired or started afresh by itself. One that
 // is not synced is marked until it is closed (relaxed.go).
 func openLogStore(kind string, dir string, noFsync bool) (raft.LogStore, raft.StableStore, io.Closer, error) {
-	var s logStore
-	var err error
-	var name string
-	if err := otherStore(kind, dir); err != nil {
+	kind, err := chooseLogStore(kind, dir)
+	if err == nil {
+		err = otherStore(kind, dir)
+	}
+	if err != nil {
 		return nil, nil, nil, err
 	}
 	if err := admit(dir, noFsync, bootID()); err != nil {
 		return nil, nil, nil, err
 	}
-	switch kind {
-	case logStoreBolt:
-		name = filepath.Join(dir, "raft.db")
+	if !noFsync {
+		// A process that was killed may have left writes that are in the page
+		// cache alone: both stores take them for synced.
+		if err := syncStore(dir); err != nil {
+			return nil, nil, nil, fmt.Errorf("cannot sync the raft log in %s: %w", dir, err)
+		}
+	}
+	var s logStore
+	name := filepath.Join(dir, logStoreFiles[kind])
+	if kind == logStoreBolt {
 		s, err = openBoltStore(name, noFsync)
-	case logStoreWAL:
-		name = filepath.Join(dir, "wal")
-		s, err = openWALStore(name, noFsync)
-	default:
-		err = fmt.Errorf("unknown log store %q: expected one of %q", kind, []string{logStoreBolt, logStoreWAL})
+	} else {
+		s, err = openWALStore(name, noFsync, walSegment)
 	}
 	if err != nil {
 		return nil, nil, nil, err
@@ -80,12 +83,35 @@ func openLogStore(kind string, dir string, noFsync bool) (raft.LogStore, raft.St
 	return s, s, s, nil
 }
 
+// chooseLogStore returns the kind of store to open under dir, for a kind that
+// somebody asked for or logStoreAuto.
+func chooseLogStore(kind, dir string) (string, error) {
+	switch kind {
+	case logStoreBolt, logStoreWAL:
+		return kind, nil
+	case logStoreAuto, "":
+	default:
+		return "", fmt.Errorf("unknown log store %q: expected one of %q", kind, []string{logStoreAuto, logStoreBolt, logStoreWAL})
+	}
+	if _, err := os.Stat(filepath.Join(dir, logStoreFiles[logStoreBolt])); err == nil {
+		return logStoreBolt, nil // beside a wal, it is refused (otherStore)
+	}
+	return logStoreWAL, nil
+}
+
 // otherStore refuses a directory whose log is in the other store: beside it, an
 // empty one would look like a log that was lost.
 func otherStore(kind, dir string) error {
-	for other, name := range map[string]string{logStoreBolt: "raft.db", logStoreWAL: "wal"} {
-		if _, err := os.Stat(filepath.Join(dir, name)); err == nil && other != kind {
-			return fmt.Errorf("the log in %s was written with --log-store %s, expected %s: start with --log-store %[2]s, or use another --data-dir", dir, other, kind)
+	there := func(kind string) bool {
+		_, err := os.Stat(filepath.Join(dir, logStoreFiles[kind]))
+		return err == nil
+	}
+	if there(logStoreBolt) && there(logStoreWAL) {
+		return fmt.Errorf("%s holds a log in boltdb (raft.db) and one in the wal (wal), expected one: move what does not belong to this node out of it", dir)
+	}
+	for other := range logStoreFiles {
+		if there(other) && other != kind {
+			return fmt.Errorf("the log in %s was written with --log-store %s, expected %s: start with --log-store %[2]s or without, or use another --data-dir", dir, other, kind)
 		}
 	}
 	return nil
@@ -254,41 +280,4 @@ func boltError(name string, err error) error {
 		return fmt.Errorf("cannot open %s: %w: give this user read and write access", name, err)
 	}
 	return damaged(name, err)
-}
-
-// walStore closes what WAL.Close of v0.4.0 leaves open: the meta store's file
-// and its lock.
-type walStore struct {
-	*wal.WAL
-	meta waltypes.MetaStore
-}
-
-func (s *walStore) Close() error { return errors.Join(s.WAL.Close(), s.meta.Close()) }
-
-func openWALStore(dir string, noFsync bool) (logStore, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("cannot create the log %s: %w", dir, err)
-	}
-	meta := filepath.Join(dir, metadb.FileName)
-	if _, err := os.Stat(meta); err == nil {
-		if err := verifyBolt(meta); err != nil { // also finds a held lock, for which the WAL would wait for ever
-			return nil, err
-		}
-	} else if files, _ := filepath.Glob(filepath.Join(dir, "*.wal")); len(files) > 0 {
-		return nil, damaged(meta, fmt.Errorf("it is missing although %s is there", files[0]))
-	}
-	s := &walStore{meta: &metadb.BoltMetaDB{}}
-	var vfs waltypes.VFS = walfs.New()
-	if noFsync {
-		vfs, s.meta = noSyncVFS{vfs}, &noSyncMeta{}
-	}
-	err := recovered(func() (err error) {
-		s.WAL, err = wal.Open(dir, wal.WithMetaStore(s.meta), wal.WithLogger(hclog.NewNullLogger()),
-			wal.WithSegmentFiler(segment.NewFiler(dir, vfs)))
-		return err
-	})
-	if err != nil {
-		return nil, errors.Join(damaged(dir, err), s.meta.Close())
-	}
-	return s, nil
 }

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -32,7 +33,7 @@ func TestLogStoreKeepsLogAndVotes(t *testing.T) {
 			t.Run(fmt.Sprint(kind, noFsync), func(t *testing.T) {
 				dir := t.TempDir()
 				fillLogStore(t, kind, dir)
-				for range 2 { // v0.4.0 of the WAL leaves a lock behind, if it is let
+				for range 2 { // closing it leaves no lock behind
 					logs, stable, closer, err := openLogStore(kind, dir, noFsync)
 					require.NoError(t, err)
 					last, err := logs.LastIndex()
@@ -50,7 +51,7 @@ func TestLogStoreKeepsLogAndVotes(t *testing.T) {
 
 func TestLogStoreOfUnknownKind(t *testing.T) {
 	_, _, _, err := openLogStore("rocks", t.TempDir(), false)
-	require.EqualError(t, err, `unknown log store "rocks": expected one of ["boltdb" "wal"]`)
+	require.EqualError(t, err, `unknown log store "rocks": expected one of ["auto" "boltdb" "wal"]`)
 }
 
 func TestLogStoreHeldByAnother(t *testing.T) {
@@ -139,5 +140,59 @@ func TestOtherLogStore(t *testing.T) {
 		require.NoError(t, c.Close())
 		_, _, _, err = openLogStore(other, dir, true)
 		require.ErrorContains(t, err, "was written with --log-store "+kind)
+	}
+}
+
+// An empty directory gets the wal, and what is there stays what it is.
+func TestChooseLogStore(t *testing.T) {
+	for name, c := range map[string]struct {
+		has  []string
+		kind string
+		want string
+		err  string
+	}{
+		"nothing":               {kind: logStoreAuto, want: logStoreWAL},
+		"nothing, nothing said": {kind: "", want: logStoreWAL},
+		"nothing, boltdb asked": {kind: logStoreBolt, want: logStoreBolt},
+		"boltdb":                {has: []string{logStoreBolt}, kind: logStoreAuto, want: logStoreBolt},
+		"wal":                   {has: []string{logStoreWAL}, kind: logStoreAuto, want: logStoreWAL},
+		"boltdb, wal asked":     {has: []string{logStoreBolt}, kind: logStoreWAL, want: logStoreWAL, err: "was written with --log-store boltdb"},
+		"both":                  {has: []string{logStoreBolt, logStoreWAL}, kind: logStoreAuto, want: logStoreBolt, err: "expected one"},
+		"both, wal asked":       {has: []string{logStoreBolt, logStoreWAL}, kind: logStoreWAL, want: logStoreWAL, err: "expected one"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for _, kind := range c.has {
+				one := t.TempDir()
+				fillLogStore(t, kind, one)
+				require.NoError(t, os.CopyFS(dir, os.DirFS(one)))
+			}
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "raft.db.tmp"), nil, 0o600)) // of a crash: not a store
+			got, err := chooseLogStore(c.kind, dir)
+			require.NoError(t, err)
+			require.Equal(t, c.want, got)
+			_, _, closer, err := openLogStore(c.kind, dir, true)
+			if c.err != "" {
+				require.ErrorContains(t, err, c.err)
+				return
+			}
+			require.NoError(t, err)
+			require.NoError(t, closer.Close())
+		})
+	}
+}
+
+func TestStatusSaysLogStore(t *testing.T) {
+	for _, has := range []string{"", logStoreBolt, logStoreWAL} {
+		n, err := openWith(t, func(c *Config) {
+			if has != "" {
+				require.NoError(t, os.Mkdir(c.Dir.Path("raft"), 0o700))
+				_, _, closer, err := openLogStore(has, c.Dir.Path("raft"), true)
+				require.NoError(t, err)
+				require.NoError(t, closer.Close())
+			}
+		})
+		require.NoError(t, err)
+		require.Equal(t, cmp.Or(has, logStoreWAL), n.Status().LogStore)
 	}
 }

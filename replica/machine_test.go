@@ -101,7 +101,7 @@ func TestAnchorDropsWhatASnapshotCovers(t *testing.T) {
 	for i := uint64(1); i <= 7; i++ {
 		require.NoError(t, store.StoreLog(&raft.Log{Index: i, Term: 1}))
 	}
-	n := &Node{}
+	n := &Node{ctx: t.Context()}
 	snapshots, err := n.anchorLog(&Stores{Log: store, Snapshots: raft.NewInmemSnapshotStore()})
 	require.NoError(t, err)
 	sink, err := snapshots.Create(1, 5, 3, raft.Configuration{}, 1, nil)

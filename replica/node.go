@@ -25,7 +25,7 @@ type Config struct {
 	Join  []string // peers' addresses to ask when no other is known; rank 0's
 
 	Dir      *DataDir
-	LogStore string  // "boltdb" (default) or "wal"
+	LogStore string  // "boltdb", "wal", or "auto" (default): what Dir has, "wal" if it has none
 	Network  Network // how this node reaches the others
 	Logger   *slog.Logger
 	Timing   Timing
@@ -94,6 +94,8 @@ type Node struct {
 	nudge   *nudger
 	closers []io.Closer // stores, closed after raft
 	net     Network
+
+	logStore string // the kind that is open; empty: Config.Stores are
 
 	deciding      chan struct{} // holds one token: one decision in flight
 	barrier       barrier
@@ -297,6 +299,7 @@ func (n *Node) Status() Status {
 		CompleteFrom: n.history.CompleteFrom(),
 		HistoryLag:   n.history.Lag().Records,
 		Durability:   n.cfg.Durability,
+		LogStore:     n.logStore,
 		RaftStats:    n.raft.Stats(),
 	}
 	for _, trouble := range []func() error{n.history.Err, n.anchor.trouble} {

@@ -196,6 +196,11 @@ func faultEntry(s *fsm.State, f events.RoundFaulted) *events.Entry {
 	e := &events.Entry{Kind: events.KindFault, Events: []events.Event{{RoundFaulted: &f}}}
 	if events.VersionOf(e) > entryVersion(s) {
 		f.Reason = ""
+		for _, k := range []*events.Key{&f.Got, &f.Want} {
+			if k.Op == events.OpReset {
+				k.Op = events.OpFence // which it is, too
+			}
+		}
 	}
 	return e
 }

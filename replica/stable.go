@@ -27,13 +27,18 @@ func (s *patientStable) SetUint64(key []byte, value uint64) error {
 }
 
 func (s *patientStable) retry(write func() error) error {
+	return patiently(s.log, s.done, "raft's vote or term cannot be written", write)
+}
+
+// patiently writes until it works, or done is closed.
+func patiently(log *slog.Logger, done <-chan struct{}, problem string, write func() error) error {
 	err := write()
 	if err != nil {
-		s.log.Error("raft's vote or term cannot be written: this node stands still and tries every second", "error", err)
+		log.Error(problem+": this node stands still and tries every second", "error", err)
 	}
 	for err != nil {
 		select {
-		case <-s.done:
+		case <-done:
 			return err
 		case <-time.After(time.Second):
 			err = write()

@@ -43,7 +43,8 @@ func (n *Node) lostLog() error {
 }
 
 // lookForLog sets whether the directory holds no log, so that one may be
-// founded, and refuses one whose log is gone.
+// founded, and refuses one whose log is gone, or ends before the history does:
+// neither store notices when its newest file is lost or torn beyond one write.
 func (n *Node) lookForLog(stores *Stores) error {
 	last, err := stores.Log.LastIndex()
 	if err != nil {
@@ -57,6 +58,12 @@ func (n *Node) lookForLog(stores *Stores) error {
 	n.empty = last == 0 && len(list) == 0 && h.index == 0
 	if last == 0 && len(list) == 0 && (h.index > 0 || n.cfg.Dir.Lineage() != "") {
 		return n.lostLog()
+	}
+	if len(list) > 0 {
+		last = max(last, list[0].Index)
+	}
+	if last < h.raftIndex {
+		return errorf(events.CodeUnavailable, "data directory %s: its raft log ends at raft's entry %d, and its history at %d: entries that this node acknowledged are gone, and it might vote twice; move the whole directory aside as evidence and start with an empty one, which is a new node and fetches the history from the others", n.cfg.Dir.Path(""), last, h.raftIndex)
 	}
 	if n.empty {
 		return undoHalfBootstrap(stores.Stable)
@@ -108,13 +115,14 @@ func (n *Node) openStores() (*Stores, error) {
 	if n.cfg.Stores != nil {
 		return n.cfg.Stores, nil
 	}
-	kind := n.cfg.LogStore
-	if kind == "" {
-		kind = "boltdb"
-	}
 	if err := n.refuseLostLog(); err != nil {
 		return nil, err
 	}
+	kind, err := chooseLogStore(n.cfg.LogStore, n.cfg.Dir.Path("raft"))
+	if err != nil {
+		return nil, err
+	}
+	n.logStore = kind
 	if err := os.MkdirAll(n.cfg.Dir.Path("raft"), 0o700); err != nil {
 		return nil, fmt.Errorf("making the directory of the raft log: %w", err)
 	}

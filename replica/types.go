@@ -50,6 +50,7 @@ type Status struct {
 	CompleteFrom uint64
 	HistoryLag   int    // records that are not yet on disk
 	Durability   string // "durable" or "relaxed"
+	LogStore     string // "boltdb" or "wal"; empty in simulated clusters
 	RaftStats    map[string]string
 }
 

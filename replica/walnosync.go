@@ -12,7 +12,7 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// noSyncVFS keeps the segments of a WAL without syncing them: raft-wal v0.4.0
+// noSyncVFS keeps the segments of a WAL without syncing them: raft-wal v0.4.2
 // has no option for it.
 type noSyncVFS struct{ waltypes.VFS }
 
@@ -37,14 +37,28 @@ func (noSyncFile) Sync() error { return nil }
 type noSyncMeta struct{ db *bbolt.DB }
 
 // Load implements waltypes.MetaStore, as the methods after it do.
-func (m *noSyncMeta) Load(dir string) (waltypes.PersistentState, error) {
-	var synced metadb.BoltMetaDB // makes the file where there is none
-	state, err := synced.Load(dir)
-	if err := errors.Join(err, synced.Close()); err != nil {
-		return state, err
+func (m *noSyncMeta) Load(dir string) (state waltypes.PersistentState, err error) {
+	if m.db == nil {
+		var synced metadb.BoltMetaDB // makes the file where there is none
+		if _, err := synced.Load(dir); err != nil {
+			return state, errors.Join(err, synced.Close())
+		}
+		if err := synced.Close(); err != nil {
+			return state, err
+		}
+		m.db, err = bbolt.Open(filepath.Join(dir, metadb.FileName), 0o600,
+			&bbolt.Options{Timeout: logStoreLockTimeout, NoSync: true, NoGrowSync: true})
+		if err != nil {
+			return state, err
+		}
 	}
-	m.db, err = bbolt.Open(filepath.Join(dir, metadb.FileName), 0o600,
-		&bbolt.Options{Timeout: logStoreLockTimeout, NoSync: true, NoGrowSync: true})
+	err = m.db.View(func(tx *bbolt.Tx) error {
+		b := tx.Bucket([]byte(metadb.MetaBucket)).Get([]byte(metadb.MetaKey))
+		if b == nil {
+			return nil // it is new
+		}
+		return json.Unmarshal(b, &state)
+	})
 	return state, err
 }
 

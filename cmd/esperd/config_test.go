@@ -276,7 +276,7 @@ func TestResolveSecurityAndTuning(t *testing.T) {
 	}{
 		"half a certificate":     {flags: RunFlags{PeerCert: str("a")}, err: "all three or none"},
 		"secret and certificate": {flags: RunFlags{SecretFile: str("s"), PeerCert: str("a"), PeerKey: str("b"), PeerCA: str("c")}, err: "drop one"},
-		"log store":              {flags: RunFlags{LogStore: str("lmdb")}, err: "boltdb or wal"},
+		"log store":              {flags: RunFlags{LogStore: str("lmdb")}, err: "expected auto, boltdb or wal"},
 		"durability":             {env: map[string]string{"ESPERD_DURABILITY": "none"}, err: `ESPERD_DURABILITY is "none", expected durable or relaxed`},
 		"durability, empty":      {flags: RunFlags{Durability: str("")}, err: `--durability is "", expected durable or relaxed`},
 		"timeout":                {flags: RunFlags{Timeout: str("soon")}, err: `--decision-timeout is "soon", expected a time from 1s to 168h`},
@@ -292,6 +292,18 @@ func TestResolveSecurityAndTuning(t *testing.T) {
 			_, err := resolve(c.flags, testSurroundings(c.env))
 			require.ErrorContains(t, err, c.err)
 		})
+	}
+}
+
+func TestResolveLogStore(t *testing.T) {
+	env := map[string]string{"ESPERD_LOG_STORE": "boltdb"}
+	for want, c := range map[string]struct {
+		flag *string
+		env  map[string]string
+	}{"auto": {}, "boltdb": {env: env}, "wal": {flag: str("wal"), env: env}} {
+		got, err := resolve(RunFlags{LogStore: c.flag}, testSurroundings(c.env))
+		require.NoError(t, err)
+		require.Equal(t, want, got.LogStore)
 	}
 }
 

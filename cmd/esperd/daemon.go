@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/esperd/esperd/door"
 	"github.com/esperd/esperd/replica"
@@ -176,6 +177,16 @@ func (d *daemon) failed() <-chan struct{} { return d.node.Failed() }
 
 func (d *daemon) failure() error {
 	return fmt.Errorf("this node cannot go on: %s", d.node.Status().Problem)
+}
+
+// failureMax is how long the log may take to hear that the trainer failed.
+const failureMax = 2 * time.Second
+
+// trainerFailed tells the other ranks, which would wait for this one's trainer.
+func (d *daemon) trainerFailed(how string) {
+	ctx, cancel := context.WithTimeout(context.Background(), failureMax)
+	defer cancel()
+	d.doors.TrainerFailed(ctx, how)
 }
 
 // close stops taking calls, lets every live node catch up for as long as ctx

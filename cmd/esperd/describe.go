@@ -173,6 +173,8 @@ func describeSince2(ev *events.Event) string {
 		return fmt.Sprintf("as entry %d asked", ev.RequestDone.Request)
 	case ev.Mismatched != nil:
 		return mismatchText(ev.Mismatched)
+	case ev.TrainerEnded != nil:
+		return fmt.Sprintf("the trainer of rank %d has ended", ev.TrainerEnded.Rank)
 	case ev.OutcomeDiffers != nil:
 		d := ev.OutcomeDiffers
 		return fmt.Sprintf("rank %d alone: %s after %s%s, where rank 0 has %s (entry %d)", d.Rank, outcomeText(&d.Got), keyText(&d.Key), siteText(d.Site), outcomeText(&d.Want), d.Index)

@@ -54,6 +54,9 @@ func (c *execCmd) Run(a *app) error {
 	defer signal.Stop(signals)
 	child := &supervisor{argv: argv, env: d.childEnv(a.env), a: a, signals: signals, failed: d.failed(), why: d.failure, killAfter: killAfter}
 	err = child.run()
+	if status, ok := errors.AsType[exitError](err); ok && status != 0 {
+		d.trainerFailed(fmt.Sprintf("its command ended with status %d", status))
+	}
 	if drained := d.drain(child.hurry()); drained != nil && err != nil {
 		d.log.Error(drained.Error()) // the command's own end matters more
 	} else if drained != nil {

@@ -68,6 +68,9 @@ func statusTable(w io.Writer, s *api.State, ranks []api.Rank) error {
 		row("phase", phaseText(s))
 		row("leader", leaderText(s))
 		log := fmt.Sprintf("entry %d, chain %s", s.Index, s.Chain.Short())
+		if s.LogStore != "" {
+			log += ", store " + s.LogStore
+		}
 		if s.CompleteFrom > 1 {
 			log += fmt.Sprintf("; entries before %d are still being fetched", s.CompleteFrom)
 		}

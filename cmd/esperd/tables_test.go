@@ -68,7 +68,7 @@ func exampleSlots() []api.Slot {
 
 func TestTables(t *testing.T) {
 	state := &api.State{Run: "r1", Lineage: "00112233445566778899aabbccddeeff", Node: nodeA, World: 2, Version: "v1",
-		Phase: "member", Role: "leader", Voter: true, Leader: nodeA, Quorum: true, Index: 41, CompleteFrom: 1,
+		Phase: "member", Role: "leader", Voter: true, Leader: nodeA, Quorum: true, Index: 41, CompleteFrom: 1, LogStore: "wal",
 		Round:  &api.Round{Number: 2, Fingerprint: "h:29500/2/0", Members: []events.Member{{Node: nodeA}, {Rank: 1, Node: nodeB}}},
 		Models: []api.Model{{Name: "main", Generation: 1, Epoch: 9, Calls: 30, Slots: exampleSlots()}}}
 	alone := *state

@@ -33,8 +33,9 @@ func TestBadInput(t *testing.T) {
 		"secrets":           badSecrets,
 		"node.json":         badNodeFile,
 		"raft.db":           badRaftLog,
+		"wal":               badWAL,
 		"history.db":        badHistory,
-		"raft.db, missing":  missingRaftLog,
+		"raft, missing":     missingRaftLog,
 		"full disk at boot": fullDiskAtBoot,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -44,8 +45,11 @@ type damaged struct {
 	log []api.Entry
 }
 
-func newDamaged(t *testing.T) *damaged {
-	w := startWorld(t, 1)
+func newDamaged(t *testing.T, args ...string) *damaged {
+	w := newWorld(t, 1)
+	w.nodes[0].args = append(w.nodes[0].args, args...)
+	w.startAll()
+	w.settled()
 	l := w.train()
 	l.progress(4 * answersBetween)
 	l.finish()
@@ -161,8 +165,50 @@ func badNodeFile(t *testing.T) {
 }
 
 func badRaftLog(t *testing.T) {
-	d := newDamaged(t)
+	d := newDamaged(t, "--log-store", "boltdb")
 	d.each(t, "raft/raft.db", boltHeaders, "is damaged", "move its data directory aside")
+	d.n.args = with(d.n.args, "--log-store", "auto")
+	d.afresh()
+	d.serves(t)
+}
+
+// badWAL: its list of segments is a bbolt file. Of a segment, only what may be
+// a crash's is forgiven, and then the history tells what was there.
+func badWAL(t *testing.T) {
+	d := newDamaged(t)
+	d.each(t, "raft/wal/wal-meta.db", boltHeaders, "is damaged", "move its data directory aside")
+	files, err := filepath.Glob(filepath.Join(d.dir, "raft/wal/*.wal"))
+	require.NoError(t, err)
+	require.Len(t, files, 1)
+	segment, err := filepath.Rel(d.dir, files[0])
+	require.NoError(t, err)
+	whole, err := os.ReadFile(files[0])
+	require.NoError(t, err)
+	whole = bytes.TrimRight(whole, "\x00")
+	flipped := bytes.Clone(whole)
+	flipped[len(whole)/2] ^= 1
+	for name, c := range map[string]struct {
+		content []byte
+		words   []string
+	}{
+		"empty":     {nil, []string{d.n.dir, "its raft log is gone"}},
+		"truncated": {whole[:len(whole)/2], []string{d.n.dir, "its raft log ends at", "and its history at"}},
+		"flipped":   {flipped, []string{filepath.Join(d.n.dir, segment), "is damaged", "does not match its checksum"}},
+		"garbled":   {bytes.Repeat([]byte{3, 0x5a}, len(whole)), []string{d.n.dir, "its raft log is gone"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d.afresh()
+			file := filepath.Join(d.n.dir, segment)
+			require.NoError(t, os.WriteFile(file, c.content, 0o600))
+			for range 2 {
+				says(t, refuses(t, 1, d.w.dir, append([]string{"run"}, d.n.args...)...), append(c.words, "aside")...)
+				left, err := os.ReadFile(file)
+				require.NoError(t, err)
+				require.Equal(t, sha256.Sum256(c.content), sha256.Sum256(left), "%s was touched", file)
+			}
+			d.restored(t, segment)
+		})
+	}
 }
 
 func badHistory(t *testing.T) {

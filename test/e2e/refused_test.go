@@ -34,7 +34,7 @@ func badSettings(t *testing.T) {
 		"nobody to join":           {2, []string{"--rank", "1", "--world-size", "2"}, []string{"nothing says where rank 0 is", "--join"}},
 		"a run id that is no path": {2, []string{"--run-id", "../x"}, []string{`--run-id is "../x"`, "expected 1 to 128 letters"}},
 		"a socket path too long":   {2, []string{"--socket", long}, []string{"--socket is a path of " + strconv.Itoa(len(long)) + " bytes", "expected at most 107", "choose a shorter one"}},
-		"no such log store":        {2, []string{"--log-store", "paper"}, []string{`--log-store is "paper"`, "expected boltdb or wal"}},
+		"no such log store":        {2, []string{"--log-store", "paper"}, []string{`--log-store is "paper"`, "expected auto, boltdb or wal"}},
 		"no such durability":       {2, []string{"--durability", "some"}, []string{`--durability is "some"`, "expected durable or relaxed"}},
 		"an open secret":           {1, []string{"--secret-file", open}, []string{open, "has mode 0644", "chmod 600 " + open}},
 		"a short secret":           {1, []string{"--secret-file", short}, []string{short, "holds 1 bytes, expected at least 16", "openssl rand"}},
