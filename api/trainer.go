@@ -152,6 +152,7 @@ type Fence struct {
 type Change struct {
 	Slot      string       `json:"slot"`
 	Seed      uint64       `json:"seed"`
+	Blueprint string       `json:"blueprint,omitempty" doc:"of the seed, or of the one that is gone"`
 	From      events.Stage `json:"from"`
 	To        events.Stage `json:"to"`
 	AlphaFrom float64      `json:"alpha_from"`

@@ -1,6 +1,8 @@
 package door
 
 import (
+	"cmp"
+
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
 	"github.com/esperd/esperd/fsm"
@@ -100,7 +102,7 @@ func changes(from, to *fsm.Model) []api.Change {
 		if now.Germinations == before.Germinations && now.Stage == before.Stage && now.Alpha == before.Alpha && now.Frozen == before.Frozen {
 			continue
 		}
-		out = append(out, api.Change{Slot: now.Name, Seed: now.Germinations, From: before.Stage, To: now.Stage,
+		out = append(out, api.Change{Slot: now.Name, Seed: now.Germinations, Blueprint: cmp.Or(now.Blueprint, before.Blueprint), From: before.Stage, To: now.Stage,
 			AlphaFrom: before.Alpha, Alpha: now.Alpha, Frozen: now.Frozen})
 	}
 	return out

@@ -3,13 +3,17 @@ package door
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
+	"unicode/utf8"
 
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
 	"github.com/esperd/esperd/fsm"
 	"github.com/esperd/esperd/internal/riders"
 )
+
+const nameMax = 256 // bytes, as package fsm has it
 
 // call is one numbered call of the trainer.
 type call struct {
@@ -35,6 +39,9 @@ func (a *answered) result() (any, error) {
 
 // numbered answers one numbered call, the same on every rank.
 func (s *Server) numbered(ctx context.Context, c call) (any, error) {
+	if len(c.slot) > nameMax || !utf8.ValidString(c.slot) { // it could not stand in an entry
+		return nil, problemf(events.CodeInvalidInput, "slot: expected a name of at most %d bytes of UTF-8, got %.64q", nameMax, c.slot)
+	}
 	ses, p := s.sessions.find(c.Session)
 	if p != nil {
 		return nil, p
@@ -77,6 +84,9 @@ func (s *Server) answerCall(ctx context.Context, t *track, c call) (*answered, *
 	if p := s.permitted(t, c); p != nil {
 		return nil, p
 	}
+	if p := s.deserted(ctx, t, key, c.Site); p != nil {
+		return nil, p
+	}
 	if t.tells.Load() != nil {
 		return s.tell(t, c, key), nil
 	}
@@ -103,6 +113,33 @@ func (s *Server) permitted(t *track, c call) *api.Problem {
 			op, at(c.Site), s.rank)
 	case t.mode != events.ModeObserve && c.Outcomes != nil:
 		return problemf(events.CodeInvalidInput, "%s: outcomes belong to the mode observe, and round %d is in the mode %s: leave them out", op, t.round, t.mode)
+	}
+	return nil
+}
+
+// deserted ends the round when rank 0 makes a call that another rank certainly
+// does not make: its trainer has closed its session, with all of its calls
+// answered from what was in the log until now.
+func (s *Server) deserted(ctx context.Context, t *track, key events.Key, site string) *api.Problem {
+	if s.rank != 0 || t.mode == events.ModeObserve || t.mode == events.ModeFollow && !key.Op.Fence() {
+		return nil
+	}
+	state := s.replica.State()
+	for _, m := range state.Round.Members {
+		if m.Rank == 0 || state.Round.Tally(m.Rank).Ended == 0 {
+			continue
+		}
+		last := api.LastCall{Key: events.Key{Round: t.round, Model: t.model, Op: events.OpConfigure, Epoch: -1}}
+		for _, l := range s.lastOfRanks(ctx, t.model) {
+			if l.Rank == m.Rank {
+				last = l
+			}
+		}
+		f := events.RoundFaulted{Round: t.round, Code: events.CodeUnavailable, Rank: m.Rank, Node: m.Node, Index: state.Index,
+			Got: last.Key, GotSite: last.Site, Want: key, WantSite: site,
+			Reason: fmt.Sprintf("it closed its session in order, and rank 0 goes on with %s", describe(key, site))}
+		s.fault(ctx, f)
+		return roundFaulted(&f)
 	}
 	return nil
 }

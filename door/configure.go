@@ -59,7 +59,9 @@ func (s *Server) compareConfig(ctx context.Context, state *fsm.State, key events
 	if r == nil {
 		return nil
 	}
-	s.misfit(ctx, events.CodeConfigMismatch, key, req.Site, e, index)
+	if state.Round.Mode() != events.ModeObserve { // which ends no round
+		s.misfit(ctx, events.CodeConfigMismatch, key, req.Site, e, index)
+	}
 	p := problemf(events.CodeConfigMismatch, "rank %d%s: %s", s.rank, at(req.Site), r.Reason)
 	p.Got, p.GotSite, p.Want, p.WantSite = &key, req.Site, e.Key, e.Site
 	return p

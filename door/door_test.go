@@ -202,7 +202,7 @@ func TestAllRanksGetTheSameAnswers(t *testing.T) {
 	require.Equal(t, events.StageBlending, d.Stage)
 	f := answers[0][4].(*api.Fence)
 	require.Len(t, f.Changes, 1)
-	require.Equal(t, api.Change{Slot: "r0c0", Seed: 1, From: events.StageTraining, To: events.StageBlending, Alpha: f.Changes[0].Alpha}, f.Changes[0])
+	require.Equal(t, api.Change{Slot: "r0c0", Seed: 1, Blueprint: "conv", From: events.StageTraining, To: events.StageBlending, Alpha: f.Changes[0].Alpha}, f.Changes[0])
 	require.Positive(t, f.Changes[0].Alpha)
 	require.Empty(t, answers[0][5].(*api.Fence).Changes)
 }

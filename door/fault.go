@@ -36,7 +36,7 @@ func (s *Server) fault(ctx context.Context, f events.RoundFaulted) {
 	if s.faults.round != f.Round {
 		s.faults.round, s.faults.written = f.Round, make(chan struct{})
 		done := s.faults.written
-		s.log.Error("the round ends for all ranks: "+f.What(), "code", f.Code, "index", f.Index)
+		s.log.Error("asking for the end of the round, for all ranks: "+f.What(), "code", f.Code, "index", f.Index)
 		s.work.Go(func() {
 			defer close(done)
 			s.writeFault(f)

@@ -56,9 +56,9 @@ func TestFollowersGetTheChangesSinceTheirLastFence(t *testing.T) {
 	} {
 		require.Equal(t, want[i], make().fence(t), "fence %d", i)
 	}
-	require.Equal(t, []api.Change{{Slot: "r0c0", Seed: 1, From: events.StageDormant, To: events.StageGerminated}}, want[0].Changes)
-	require.Equal(t, []api.Change{{Slot: "r0c0", Seed: 1, From: events.StageGerminated, To: events.StageBlending},
-		{Slot: "r0c1", Seed: 1, From: events.StageDormant, To: events.StagePruned}}, want[1].Changes, "everything in between at once")
+	require.Equal(t, []api.Change{{Slot: "r0c0", Seed: 1, Blueprint: "conv", From: events.StageDormant, To: events.StageGerminated}}, want[0].Changes)
+	require.Equal(t, []api.Change{{Slot: "r0c0", Seed: 1, Blueprint: "conv", From: events.StageGerminated, To: events.StageBlending},
+		{Slot: "r0c1", Seed: 1, Blueprint: "conv", From: events.StageDormant, To: events.StagePruned}}, want[1].Changes, "everything in between at once")
 	require.Empty(t, want[2].Changes)
 	require.Equal(t, "r0c0", want[3].Changes[0].Slot)
 	require.Positive(t, want[3].Changes[0].Alpha)
@@ -105,7 +105,7 @@ func TestARefusedFenceIsRefusedAlike(t *testing.T) {
 		require.Equal(t, last[0], last[rank], "rank %d", rank)
 	}
 	require.Contains(t, refused[0].Detail, "resume")
-	require.Equal(t, []api.Change{{Slot: "r0c0", Seed: 1, From: events.StageDormant, To: events.StageTraining}}, last[0].Changes, "since the fence that was granted")
+	require.Equal(t, []api.Change{{Slot: "r0c0", Seed: 1, Blueprint: "conv", From: events.StageDormant, To: events.StageTraining}}, last[0].Changes, "since the fence that was granted")
 }
 
 func TestAFollowersOtherFenceEndsTheRound(t *testing.T) {
@@ -153,7 +153,7 @@ func TestAResetReachesTheFollowers(t *testing.T) {
 	rank0.advance("r0c0").ok(t)
 	reset := rank0.reset().fence(t)
 	require.Equal(t, int64(-1), reset.Epoch)
-	require.Equal(t, []api.Change{{Slot: "r0c0", From: events.StageGerminated, To: events.StageDormant}}, reset.Changes)
+	require.Equal(t, []api.Change{{Slot: "r0c0", Blueprint: "conv", From: events.StageGerminated, To: events.StageDormant}}, reset.Changes)
 	rank0.germinate("r0c0").ok(t)
 	step := rank0.step(0).fence(t)
 	require.Equal(t, uint64(1), step.Changes[0].Seed, "germinations count anew")

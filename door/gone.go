@@ -11,6 +11,7 @@ import (
 
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
 )
 
 // rememberedMax is longer than a leader remembers who has asked for a round.
@@ -92,6 +93,41 @@ func (s *Server) farewell(ctx context.Context) {
 	if p := ses.process(); p != nil && p.ended() {
 		s.gone(ctx, ses, fmt.Sprintf("process %d ended without closing its session", p.pid))
 	}
+}
+
+// TrainerFailed ends the round because who ran the trainer saw it fail, even if it
+// closed its session before.
+func (s *Server) TrainerFailed(ctx context.Context, how string) {
+	if ses := s.sessions.served(); ses != nil {
+		s.gone(ctx, ses, how)
+	}
+}
+
+// noMore answers a call that waits for one of rank 0 after rank 0's trainer has
+// ended in order: all that it called is in the log by then.
+func (s *Server) noMore(ctx context.Context, state *fsm.State, key events.Key, site string) *api.Problem {
+	if s.rank == 0 || key.Op == "" || state.Round.Tally(0).Ended == 0 {
+		return nil
+	}
+	id := events.CallID{Round: key.Round, Model: key.Model, Call: key.Call}
+	if _, ok, err := s.replica.Find(id); ok || err != nil {
+		return nil // applied a moment ago
+	}
+	last := "made no call of this model"
+	n := state.Cursor(key.Model).Calls
+	index, ok, err := s.replica.Find(events.CallID{Round: key.Round, Model: key.Model, Call: n - 1})
+	if n > 0 && ok && err == nil {
+		if e, p := s.entry(index); p == nil {
+			last = "made " + describe(*e.Key, e.Site) + " last"
+			if state.Round.Mode() != events.ModeObserve {
+				s.misfit(ctx, events.CodeOrderMismatch, key, site, e, index)
+			}
+		}
+	}
+	p := problemf(events.CodeOrderMismatch, "rank %d is at %s, but rank 0's trainer has ended in order, and %s: this call is one more than rank 0 made; %s",
+		s.rank, describe(key, site), last, connectAgain)
+	p.Got, p.GotSite, p.Last, p.Recent = &key, site, s.lastOfRanks(ctx, key.Model), s.ledger.recent(key.Model)
+	return p
 }
 
 // second says why a trainer may not connect now: another process of its rank is

@@ -8,16 +8,21 @@ import (
 
 // callContext ends when the client goes away, another trainer takes over, the
 // server closes, or the longest wait is over; its cause says which. Who waits
-// while another rank says to be busy waits once more.
+// while another rank says to be busy waits on, and once more after that.
 func (s *Server) callContext(ctx, session context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	armed := make(chan struct{})
 	var patience *time.Timer
+	busy := false // at the last look
 	patience = time.AfterFunc(s.waitMax, func() {
 		<-armed
 		switch {
 		case ctx.Err() != nil: // it was answered
 		case s.othersBusy():
+			busy = true
+			patience.Reset(s.waitMax)
+		case busy: // until a moment ago: it has its time to come now
+			busy = false
 			patience.Reset(s.waitMax)
 		default:
 			cancel(errWaitedOut)

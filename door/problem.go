@@ -122,6 +122,10 @@ func ended(ctx context.Context, waitedOut func() *api.Problem) *api.Problem {
 func roundFaulted(f *events.RoundFaulted) *api.Problem {
 	p := problemf(events.CodeRoundFaulted, "round %d is over: rank %d was at %s, where rank 0 made %s (entry %d); %s",
 		f.Round, f.Rank, describe(f.Got, f.GotSite), describe(f.Want, f.WantSite), f.Index, connectAgain)
+	if f.Got != f.Want && f.Got.Same(f.Want) {
+		p.Detail = fmt.Sprintf("round %d is over: rank %d made %s with other arguments than rank 0%s (entry %d); %s",
+			f.Round, f.Rank, describe(f.Got, f.GotSite), at(f.WantSite), f.Index, connectAgain)
+	}
 	if f.Code == events.CodeConfigMismatch {
 		p.Detail = fmt.Sprintf("round %d is over: rank %d configured model %s%s otherwise than rank 0 did%s (entry %d); %s",
 			f.Round, f.Rank, f.Got.Model, at(f.GotSite), at(f.WantSite), f.Index, connectAgain)

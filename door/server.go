@@ -106,7 +106,7 @@ func Open(o Options) (*Server, error) {
 	}
 	s.socket, s.admin = o.Socket, admin.Addr()
 	s.words.open(o.Socket + WordSuffix)
-	s.words.seen = s.replica.State().Index
+	s.words.begin(s.replica.State())
 	s.work.Go(s.moveWords)
 	mux := s.newMux()
 	base := func(net.Listener) context.Context { return s.ctx }

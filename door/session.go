@@ -56,6 +56,13 @@ func (ses *session) adopt(p *process) bool {
 	return true
 }
 
+// in returns the round that the session is of, 0 before the first.
+func (ses *session) in() uint64 {
+	ses.mu.Lock()
+	defer ses.mu.Unlock()
+	return ses.round
+}
+
 func (ses *session) process() *process {
 	ses.mu.Lock()
 	defer ses.mu.Unlock()

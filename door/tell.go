@@ -3,6 +3,7 @@ package door
 import (
 	"cmp"
 	"context"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -26,6 +27,8 @@ type teller struct {
 	at    *fsm.State  // rank 0's cursor of the model, as far as this rank's calls were compared
 	lost  bool        // where between two fences that is cannot be said
 	deaf  atomic.Bool // nothing is recorded any more
+
+	parted map[string][4]float64 // by slot, what was reported last: both stages and alphas
 }
 
 type told struct {
@@ -37,7 +40,7 @@ type told struct {
 // newTeller starts to record for a track, whose place is known. It ends with the
 // session.
 func (s *Server) newTeller(t *track) *teller {
-	w := &teller{model: t.model, calls: make(chan told, tellMax), at: t.cursor, lost: s.rank != 0 && t.next > 1}
+	w := &teller{model: t.model, calls: make(chan told, tellMax), at: t.cursor, lost: s.rank != 0 && t.next > 1, parted: map[string][4]float64{}}
 	round, ctx := t.round, t.ctx
 	s.work.Go(func() {
 		for {
@@ -198,7 +201,7 @@ func (s *Server) compareTold(ctx context.Context, w *teller, round uint64, x tol
 	}
 	for {
 		key := fsm.NextKey(w.at, w.model, x.slot, x.args)
-		index, p := s.await(ctx, round, key, x.Site)
+		index, p := s.awaitQuietly(ctx, round, key, x.Site)
 		if p != nil {
 			return p
 		}
@@ -228,7 +231,7 @@ func (s *Server) compareTold(ctx context.Context, w *teller, round uint64, x tol
 		if key != *e.Key {
 			s.record(events.CodeOrderMismatch, key, x.Site, here)
 		} else {
-			s.compareOutcomes(w.model, theirs, here, x)
+			s.compareOutcomes(w, theirs, here, x)
 		}
 		w.at, w.lost = theirs, false
 		s.ledger.answered(api.LastCall{Rank: s.rank, Key: key, Site: x.Site})
@@ -262,9 +265,10 @@ func (x told) before(e *events.Entry) int {
 	return 0
 }
 
-// compareOutcomes records where this rank's outcome of a call is not rank 0's.
-func (s *Server) compareOutcomes(model string, theirs *fsm.State, e placed, x told) {
-	m := theirs.Model(model)
+// compareOutcomes records where this rank's outcome of a call is not rank 0's,
+// once for as long as the two stay as they are.
+func (s *Server) compareOutcomes(w *teller, theirs *fsm.State, e placed, x told) {
+	m := theirs.Model(w.model)
 	for _, own := range x.Outcomes {
 		slot := m.Slot(own.Slot)
 		if slot == nil {
@@ -274,11 +278,26 @@ func (s *Server) compareOutcomes(model string, theirs *fsm.State, e placed, x to
 		if slot.Seed != nil {
 			want.Alpha = events.Num(slot.Seed.Amplitude.Alpha)
 		}
-		if own.Stage == want.Stage && own.Alpha == want.Alpha && (own.Passed == nil || want.Passed == nil || *own.Passed == *want.Passed) {
+		gate := own.Passed != nil && want.Passed != nil && *own.Passed != *want.Passed
+		if !gate && own.Stage == want.Stage && (own.Stage == events.StageDormant || sameAlpha(own.Alpha, want.Alpha)) {
+			delete(w.parted, own.Slot)
 			continue
 		}
+		parted := [4]float64{float64(own.Stage), finite(own.Alpha), float64(want.Stage), finite(want.Alpha)}
+		if !gate && w.parted[own.Slot] == parted {
+			continue
+		}
+		w.parted[own.Slot] = parted
 		s.replica.Report(events.Event{OutcomeDiffers: &events.OutcomeDiffers{Rank: s.rank, Index: e.index, Key: *e.entry.Key, Site: x.Site, Got: own, Want: want}})
 	}
+}
+
+// alphaTolerance is what two machines' exp and cos may differ by.
+const alphaTolerance = 1e-9
+
+// sameAlpha compares as far as it can: what is no number was not recorded.
+func sameAlpha(own, want events.Num) bool {
+	return !own.Finite() || math.Abs(float64(own-want)) <= alphaTolerance
 }
 
 func passedIn(e *events.Entry, slot string) *bool {

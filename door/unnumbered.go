@@ -55,7 +55,11 @@ func (s *Server) request(ctx context.Context, in *api.RequestRequest) (any, erro
 			return nil, p
 		}
 		r.Initiator = cmp.Or(r.Initiator, fmt.Sprintf("rank %d", s.rank))
+		if p := standing(s.replica.State(), t.round); p != nil {
+			return nil, p
+		}
 		if seen := t.visible.Load(); seen != nil && r.Seed == 0 && t.tells.Load() == nil {
+			r.Generation = seen.Generation
 			if slot := seen.Slot(in.Slot); slot != nil {
 				if r.Seed = slot.Germinations; r.Seed == 0 { // which would be the one that is there now
 					return nil, problemf(events.CodeIllegalTransition, "request to %s %s: no seed has germinated in slot %s yet, as this trainer sees it; nothing to do", in.Action, in.Slot, in.Slot)
@@ -96,6 +100,8 @@ func (s *Server) goodbye(ctx context.Context, in *api.CloseRequest) (any, error)
 	}
 	if in.Failed != "" {
 		s.gone(ctx, ses, "it failed: "+in.Failed)
+	} else if round := ses.in(); round > 0 {
+		s.replica.Report(events.Event{TrainerEnded: &events.TrainerEnded{Round: round, Rank: s.rank}})
 	}
 	return &api.OK{OK: true}, nil
 }

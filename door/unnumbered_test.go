@@ -59,7 +59,7 @@ func TestARequestIsExecutedAtTheNextFence(t *testing.T) {
 	}
 	for _, tr := range all {
 		f := tr.step(1).fence(t)
-		require.Equal(t, []api.Change{{Slot: "r0c0", Seed: 1, From: events.StageGerminated, To: events.StagePruned}}, f.Changes)
+		require.Equal(t, []api.Change{{Slot: "r0c0", Seed: 1, Blueprint: "conv", From: events.StageGerminated, To: events.StagePruned}}, f.Changes)
 	}
 	require.Empty(t, j.pending(0))
 	require.Equal(t, &[2]string{"governor_nan", "rank 1"}, prunedBy(j, "r0c0"))

@@ -27,6 +27,12 @@ func (s *Server) await(ctx context.Context, round uint64, key events.Key, site s
 		done()
 		s.metrics.wait.Observe(time.Since(began).Seconds())
 	}()
+	return s.awaitQuietly(ctx, round, key, site)
+}
+
+// awaitQuietly is await where no trainer waits.
+func (s *Server) awaitQuietly(ctx context.Context, round uint64, key events.Key, site string) (uint64, *api.Problem) {
+	id, began := events.CallID{Round: key.Round, Model: key.Model, Call: key.Call}, time.Now()
 	tick := time.NewTicker(lookAgain)
 	defer tick.Stop()
 	var seen *fsm.State
@@ -38,6 +44,9 @@ func (s *Server) await(ctx context.Context, round uint64, key events.Key, site s
 		}
 		state := s.replica.State()
 		if p := standing(state, round); p != nil {
+			return 0, p
+		}
+		if p := s.noMore(ctx, state, key, site); p != nil {
 			return 0, p
 		}
 		if state == seen { // woken, but not by the log

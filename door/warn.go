@@ -2,6 +2,7 @@ package door
 
 import (
 	"context"
+	"slices"
 
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
@@ -21,6 +22,7 @@ type stretch struct {
 
 	made map[occurrence]int // calls made here so far
 	seen map[string]uint64  // germinations of a slot after the last call of it made here
+	last map[string]uint64  // number of the latest of rank 0's calls of a slot that answered one
 }
 
 type occurrence struct {
@@ -29,7 +31,7 @@ type occurrence struct {
 }
 
 func newStretch(from *fsm.State, model string) *stretch {
-	return &stretch{from: from, first: from.Cursor(model).Calls, made: map[occurrence]int{}, seen: map[string]uint64{}}
+	return &stretch{from: from, first: from.Cursor(model).Calls, made: map[occurrence]int{}, seen: map[string]uint64{}, last: map[string]uint64{}}
 }
 
 // land takes note of an answered call. A fence begins the next stretch.
@@ -41,12 +43,13 @@ func (st *stretch) land(model string, m *matched) {
 	}
 	st.made[occurrence{k.Op, k.Slot}]++
 	st.taken[k.Call-st.first] = true
+	st.last[k.Slot] = max(st.last[k.Slot], k.Call)
 	if slot := m.after.Model(model).Slot(k.Slot); slot != nil {
 		st.seen[k.Slot] = slot.Germinations
 	}
 }
 
-// upTo returns the entries before the one at position at that answered no call.
+// untaken returns the entries before the one at position at that answered no call.
 func (st *stretch) untaken(at int) []placed {
 	var out []placed
 	for i, e := range st.entries[:at] {
@@ -105,6 +108,14 @@ func (s *Server) matchOccurrence(ctx context.Context, t *track, c fsm.Call) (*ma
 // that this rank has not called yet.
 func (s *Server) take(ctx context.Context, t *track, c fsm.Call, e placed, earlier []placed) (*matched, *api.Problem) {
 	own := t.own(c.Key, e)
+	if slices.ContainsFunc(earlier, func(l placed) bool { return l.entry.Key.Slot == own.Slot }) {
+		own.Seed = e.entry.Key.Seed // a call of the slot that was left out may have been a germination
+	}
+	if own == *e.entry.Key && own.Call < t.stretch.last[own.Slot] {
+		// Calls of one slot in another order are not the same calls: the answer
+		// would lead the slot back to where it was.
+		own.Call = t.next
+	}
 	if own != *e.entry.Key {
 		return nil, s.mismatch(ctx, own, c.Site, e.entry, e.index)
 	}

@@ -95,33 +95,6 @@ func answersTo(t *rapid.T, tr *trainer, calls []anyCall, between ...func()) map[
 	return answers
 }
 
-// Without seeds that germinate, a slot's own calls may come in any order, too.
-func TestCallsOfOneSlotInAnyOrder(t *testing.T) {
-	j := newJob(t, 2)
-	rank0, rank1 := warn(j)
-	germinated(t, rank0, rank1)
-	defer fewerChecks(t)()
-	epoch := int64(0)
-	rapid.Check(t, func(rt *rapid.T) { // all in one round
-		fill := []anyCall{{"r0c0", "germinate", members{"blueprint": "conv"}}, {"r0c1", "germinate", members{"blueprint": "conv"}}}
-		require.Equal(rt, answersTo(rt, rank0, fill), answersTo(rt, rank1, fill)) // where there is room
-		epoch++
-		require.Equal(rt, unlocalBody(t, rank0.step(epoch)), unlocalBody(t, rank1.step(epoch)))
-		var calls []anyCall
-		for _, c := range drawCalls(rt, 2) {
-			if c.op != "germinate" {
-				calls = append(calls, c)
-			}
-		}
-		want := answersTo(rt, rank0, calls)
-		require.Equal(rt, want, answersTo(rt, rank1, rapid.Permutation(calls).Draw(rt, "order")))
-		epoch++
-		require.Equal(rt, unlocalBody(t, rank0.step(epoch)), unlocalBody(t, rank1.step(epoch)))
-	})
-	require.Nil(t, j.fault())
-	require.NotContains(t, j.logs[1].String(), "bug in esperd")
-}
-
 func TestOwnVerdictsAfterSwappedCalls(t *testing.T) {
 	j := newJob(t, 2)
 	rank0, rank1 := warn(j)

@@ -269,11 +269,9 @@ func TestOwnVerdictsAfterARestartAmidSwappedCalls(t *testing.T) {
 	rank0, rank1 := warn(j)
 	germinated(t, rank0, rank1)
 	rank0.advance("r0c1").ok(t)
-	rank0.prune("r0c1").ok(t)
 	rank0.advance("r0c0").ok(t)
-	rank1.prune("r0c1").ok(t)
-	rank1.restart()
 	rank1.advance("r0c0").ok(t)
+	rank1.restart()
 	rank1.advance("r0c1").ok(t)
 	rank0.advance("r0c0", measured("r0c0", health(0.9))).ok(t)
 	d := rank1.advance("r0c0", measured("r0c0", health(0.2))).decision(t)
@@ -323,4 +321,35 @@ func TestTheOrderingIsChosenOnce(t *testing.T) {
 	all[1].returns(func(r *api.SessionRequest) { r.Ordering = "warn" }).refused(t, events.CodeConfigMismatch)
 	all[0].step(0).ok(t)
 	all[1].step(0).ok(t)
+}
+
+// A slot's own calls in another order are other calls: their answers would lead
+// the slot back to where it was.
+func TestASlotsCallsInAnotherOrderEndTheRound(t *testing.T) {
+	j := newJob(t, 2)
+	rank0, rank1 := warn(j)
+	germinated(t, rank0, rank1)
+	rank0.verdict("r0c0", "G1", members{"passed": true}).ok(t)
+	rank0.prune("r0c0").ok(t)
+	rank1.prune("r0c0").ok(t)
+	p := rank1.verdict("r0c0", "G1", members{"passed": true}).refused(t, events.CodeOrderMismatch)
+	require.Equal(t, []string{"call"}, p.Differs)
+	require.Equal(t, uint64(1), j.fault().Rank)
+}
+
+// A germination that was left out does not change what the slot's next call is.
+func TestALeftOutGerminationIsRecorded(t *testing.T) {
+	j := newJob(t, 2)
+	rank0, rank1 := warn(j)
+	germinated(t, rank0, rank1)
+	rank0.prune("r0c0").ok(t)
+	rank1.prune("r0c0").ok(t)
+	for epoch := range int64(7) {
+		require.Equal(t, rank0.step(epoch+1).fence(t), rank1.step(epoch+1).fence(t))
+	}
+	rank0.germinate("r0c0").ok(t)
+	d := rank0.advance("r0c0").decision(t)
+	require.Equal(t, d, rank1.advance("r0c0").decision(t))
+	require.Equal(t, rank0.step(8).fence(t), rank1.step(8).fence(t))
+	require.Nil(t, j.fault())
 }

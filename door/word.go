@@ -2,17 +2,20 @@ package door
 
 import (
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
 )
 
 // WordSuffix makes the word file's path of the socket's. The file outlives the
@@ -36,6 +39,8 @@ type words struct {
 	mu    sync.Mutex
 	model map[string]int // its word
 	seen  uint64         // index up to which entries were looked at
+	round uint64         // the last one that was seen
+	over  bool           // and that it was faulted
 }
 
 func newWords(log *slog.Logger) *words { return &words{log: log, model: map[string]int{}} }
@@ -51,16 +56,17 @@ func (w *words) open(path string) {
 		w.log.Warn("trainers have no word to look at: their check() says nothing", "path", path, "error", err)
 		return
 	}
-	clear(w.mem)
 	w.path = path
 }
 
+// mapFile maps a file that is zeros then. It is never cut, and has its blocks on
+// the disk: whoever has it mapped, esperd included, would be killed by a signal.
 func mapFile(path string, size int) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { f.Close() }()
 	info, err := f.Stat()
 	if err != nil {
 		return nil, err
@@ -68,13 +74,28 @@ func mapFile(path string, size int) ([]byte, error) {
 	if info.Mode().Type() != 0 {
 		return nil, fmt.Errorf("expected a file of esperd's own, got %s", info.Mode())
 	}
-	// Never shorter: whoever has it mapped would be killed by a signal.
-	if info.Size() < int64(size) {
-		if err := f.Truncate(int64(size)); err != nil {
+	if !private(info) { // its owner could cut it
+		f.Close()
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+		if f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_CLOEXEC, 0o600); err != nil {
 			return nil, err
 		}
 	}
+	if _, err := f.WriteAt(make([]byte, size), 0); err != nil {
+		return nil, err
+	}
 	return unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+}
+
+// begin says from which state on there is news. That its round is over is news.
+func (w *words) begin(at *fsm.State) { w.seen, w.round = at.Index, at.Round.Number }
+
+// private reports whether nobody else can change a file.
+func private(info fs.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(st.Uid) == os.Getuid() && st.Nlink == 1 && info.Mode().Perm()&0o022 == 0
 }
 
 // watch gives a model a word.
@@ -99,27 +120,50 @@ func (w *words) of(model string) *api.Word {
 
 func (w *words) set(model string, index uint64) {
 	if i, ok := w.model[model]; ok {
-		atomic.StoreUint64((*uint64)(unsafe.Pointer(&w.mem[i*wordBytes])), index)
+		w.put(i, index)
 	}
+}
+
+func (w *words) put(i int, index uint64) {
+	word := (*uint64)(unsafe.Pointer(&w.mem[i*wordBytes]))
+	atomic.StoreUint64(word, max(index, *word)) // nobody else writes
 }
 
 // concern moves the words that an entry concerns.
 func (w *words) concern(e *events.Entry, index uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	switch {
-	case e.Key != nil:
+	if e.Key != nil {
 		w.set(e.Key.Model, index)
-	case e.Kind == events.KindRequest:
-		for i := range e.Events {
-			if r := e.Events[i].Requested; r != nil {
-				w.set(r.Model, index)
-			}
+	}
+	for i := range e.Events {
+		switch ev := &e.Events[i]; {
+		case ev.Requested != nil:
+			w.set(ev.Requested.Model, index)
+		case ev.RoundOpened != nil:
+			w.turn(ev.RoundOpened.Round, false, index)
+		case ev.RoundFaulted != nil:
+			w.turn(ev.RoundFaulted.Round, true, index)
 		}
-	case e.Kind == events.KindFault || e.Kind == events.KindRound:
-		for model := range w.model {
-			w.set(model, index)
-		}
+	}
+}
+
+// passed is for a round that began or ended in entries that were not looked at.
+func (w *words) passed(state *fsm.State) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.turn(state.Round.Number, state.Round.Fault != nil, state.Index)
+}
+
+// turn moves all words, of models that are not known here yet, too, when a round
+// begins or ends.
+func (w *words) turn(round uint64, over bool, index uint64) {
+	if round == w.round && over == w.over {
+		return
+	}
+	w.round, w.over = round, over
+	for i := range wordsMax {
+		w.put(i, index)
 	}
 }
 
@@ -131,7 +175,8 @@ func (s *Server) moveWords() {
 	}
 	for {
 		changed := s.replica.Changed()
-		head := s.replica.State().Index
+		state := s.replica.State()
+		head := state.Index
 		if head > w.seen+wordsCatchUp {
 			w.seen = head - wordsCatchUp
 		}
@@ -141,6 +186,7 @@ func (s *Server) moveWords() {
 				w.concern(e, w.seen)
 			}
 		}
+		w.passed(state)
 		select {
 		case <-changed:
 		case <-s.ctx.Done():

@@ -112,7 +112,9 @@ func Decode(b []byte) (*Entry, error) {
 	if d.at != len(b) {
 		return nil, fmt.Errorf("entry: %w", d.errorf("%d bytes follow it", len(b)-d.at))
 	}
-	if since := VersionOf(e); e.Version < since { // builds that know e.Version could not read it
+	// Builds that know e.Version could not read it; but for the modes of a round,
+	// which an older leader copies from what the trainers say.
+	if since := VersionOf(e); e.Version < since && e.Kind != KindRound {
 		return nil, fmt.Errorf("entry: %w", d.errorf("version %d, but what it holds is of version %d", e.Version, since))
 	}
 	return e, nil

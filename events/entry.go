@@ -103,6 +103,12 @@ func (k Key) String() string {
 	return fmt.Sprintf("%s epoch %d (model %s.%d, round %d, call %d, fence %d)", s, k.Epoch, k.Model, k.Generation, k.Round, k.Call, k.Fence)
 }
 
+// Same reports whether two keys are of the same call but for its arguments.
+func (k Key) Same(other Key) bool {
+	k.Args = other.Args
+	return k == other
+}
+
 // At writes the key with the line that the call was made in, if that is known.
 func (k Key) At(site string) string {
 	if site == "" {

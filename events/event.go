@@ -37,6 +37,7 @@ type Event struct {
 	Mismatched     *Mismatched     `cbor:"24,keyasint,omitempty"`
 	Fact           *Fact           `cbor:"25,keyasint,omitempty"`
 	OutcomeDiffers *OutcomeDiffers `cbor:"26,keyasint,omitempty"`
+	TrainerEnded   *TrainerEnded   `cbor:"27,keyasint,omitempty"`
 }
 
 // VersionOf returns the first entry format that can say what e says. A round of
@@ -46,7 +47,7 @@ func VersionOf(e *Entry) uint64 {
 	newer := e.Kind >= KindRequest || e.Key != nil && e.Key.Op == OpReset
 	for i := range e.Events {
 		ev := &e.Events[i]
-		newer = newer || ev.Requested != nil || ev.RequestDone != nil || ev.Mismatched != nil || ev.Fact != nil || ev.OutcomeDiffers != nil
+		newer = newer || ev.Requested != nil || ev.RequestDone != nil || ev.Mismatched != nil || ev.Fact != nil || ev.OutcomeDiffers != nil || ev.TrainerEnded != nil
 		if f := ev.RoundFaulted; f != nil {
 			newer = newer || f.Reason != "" || f.Got.Op == OpReset || f.Want.Op == OpReset
 		}
@@ -128,7 +129,11 @@ func (f *RoundFaulted) What() string {
 	if f.Code == CodeUnavailable {
 		return fmt.Sprintf("the trainer of rank %d is gone: %s; its last call was %s", f.Rank, cmp.Or(f.Reason, "it is not known why"), f.Got.At(f.GotSite))
 	}
-	return fmt.Sprintf("rank %d called %s where rank 0 called %s", f.Rank, f.Got.At(f.GotSite), f.Want.At(f.WantSite))
+	what := fmt.Sprintf("rank %d called %s where rank 0 called %s", f.Rank, f.Got.At(f.GotSite), f.Want.At(f.WantSite))
+	if f.Got != f.Want && f.Got.Same(f.Want) {
+		what += ", the same with other arguments"
+	}
+	return what
 }
 
 // GateConfig holds the thresholds of the gates (lifecycle contract, section 5).
@@ -410,4 +415,11 @@ type OutcomeDiffers struct {
 	Site  string  `cbor:"4,keyasint,omitempty" json:"site,omitempty"`
 	Got   Outcome `cbor:"5,keyasint" json:"got"`
 	Want  Outcome `cbor:"6,keyasint" json:"want"` // rank 0's
+}
+
+// TrainerEnded says that a rank's trainer closed its session in order: it makes
+// no further call in the round.
+type TrainerEnded struct {
+	Round uint64 `cbor:"1,keyasint" json:"round"`
+	Rank  uint64 `cbor:"2,keyasint,omitempty" json:"rank"`
 }

@@ -26,7 +26,7 @@ func TestDecodeNewerVersion(t *testing.T) {
 // An older build is written only what it can read: whatever is not of version 1
 // says so.
 func TestVersionOf(t *testing.T) {
-	since2 := []string{"requested", "request_done", "mismatched", "fact", "outcome_differs"}
+	since2 := []string{"requested", "request_done", "mismatched", "fact", "outcome_differs", "trainer_ended"}
 	for i, name := range payloadNames {
 		ev := inOrder().event(i)
 		if f := ev.RoundFaulted; f != nil {

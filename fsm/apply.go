@@ -291,6 +291,9 @@ func Reports(ev *events.Event) *Report {
 	case ev.OutcomeDiffers != nil:
 		v := ev.OutcomeDiffers
 		return &Report{v.Key.Round, v.Rank, func(r *Round) *[]uint64 { return &r.Differing }}
+	case ev.TrainerEnded != nil:
+		v := ev.TrainerEnded
+		return &Report{v.Round, v.Rank, func(r *Round) *[]uint64 { return &r.Ended }}
 	}
 	return nil
 }

@@ -115,6 +115,9 @@ func TestTally(t *testing.T) {
 			o := events.Outcome{Stage: events.StageTraining}
 			return events.Event{OutcomeDiffers: &events.OutcomeDiffers{Key: key(r), Got: o, Want: o}}
 		}, Tally{Differing: 1}},
+		"ended": {func(r uint64) events.Event {
+			return events.Event{TrainerEnded: &events.TrainerEnded{Round: r}}
+		}, Tally{Ended: 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := configured(t, "a")

@@ -353,5 +353,12 @@ func roundLeaf(round Round) events.Digest {
 	if f := round.Fault; f != nil {
 		r = r.str(24, f.Reason)
 	}
+	for rank, n := range round.Ended {
+		if n > 0 {
+			r = append(r, 25)
+			r = r.uint(26, uint64(rank))
+			r = r.uint(27, n)
+		}
+	}
 	return r.digest()
 }

@@ -33,8 +33,8 @@ func (s *State) RequestsOf(model string) []Request {
 // DecideRequest turns a request into the event of its entry, or returns the one
 // that is in the log in its place, so that asking twice is asking once: of the
 // same number, whatever became of it, or pending for the same action on the same
-// seed. Number 0 is the node's next one, seed 0 the seed that is there now. It is
-// pure, and the leader's; a refusal is no entry.
+// seed. Number 0 is the node's next one, seed 0 the seed that is there now,
+// generation 0 the model's. It is pure, and the leader's; a refusal is no entry.
 func DecideRequest(s *State, r events.Requested) (*events.Requested, *Request, *events.Refused) {
 	src := s.Source(r.Node)
 	switch {
@@ -60,6 +60,9 @@ func DecideRequest(s *State, r events.Requested) (*events.Requested, *Request, *
 		return nil, nil, (&turn{m: m}).unknownSlot("request", r.Slot)
 	}
 	slot := m.Slots.At(i)
+	if r.Generation != 0 && r.Generation != m.Generation {
+		return nil, nil, illegal("request to %s %s: expected generation %d of model %s, got %d: the model was reset meanwhile; nothing to do", r.Action, r.Slot, m.Generation, m.Name, r.Generation)
+	}
 	r.Generation = m.Generation
 	if r.Seed == 0 {
 		r.Seed = slot.Germinations

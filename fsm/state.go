@@ -56,6 +56,9 @@ type Round struct {
 	Misplaced []uint64 `cbor:"6,keyasint,omitempty"`
 	Missing   []uint64 `cbor:"7,keyasint,omitempty"`
 	Differing []uint64 `cbor:"8,keyasint,omitempty"`
+
+	// Ended counts how often each rank's trainer has closed its session.
+	Ended []uint64 `cbor:"9,keyasint,omitempty"`
 }
 
 // Tally is what a rank's reports of one round come to.
@@ -64,6 +67,7 @@ type Tally struct {
 	Misplaced     uint64 // calls in another order than rank 0's
 	Missing       uint64 // calls that one of the two made alone
 	Differing     uint64 // own outcomes that were not rank 0's
+	Ended         uint64 // how often the trainer has closed its session
 }
 
 // Tally returns a rank's counters.
@@ -74,7 +78,7 @@ func (r Round) Tally(rank uint64) Tally {
 		}
 		return counts[rank]
 	}
-	return Tally{of(r.Disagreements), of(r.Misplaced), of(r.Missing), of(r.Differing)}
+	return Tally{of(r.Disagreements), of(r.Misplaced), of(r.Missing), of(r.Differing), of(r.Ended)}
 }
 
 // Mode returns the mode of the round's trainers, which is rank 0's; empty before

@@ -18,7 +18,7 @@ func (t *turn) stepEpoch(a StepEpoch) *events.Refused {
 	}
 	if a.Epoch <= t.m.Epoch {
 		return refuse(events.CodeInvalidInput,
-			"step_epoch %d: expected an epoch above %d, the last one stepped; to train on from a checkpoint call resume(mark), to start again from epoch 0 call reset()",
+			"step_epoch %d: expected an epoch above %d, the last one stepped; the log of a run goes on when its trainers are started again: to begin again at epoch 0 call reset() or give the job a run id of its own (ESPERD_RUN_ID), to train on from a checkpoint call resume(mark)",
 			a.Epoch, t.m.Epoch)
 	}
 	for i := range t.m.Config.Slots {

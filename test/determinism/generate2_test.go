@@ -38,6 +38,11 @@ func (g *generator) version2() {
 	g.configure("main", nil)
 	g.configure("aux", nil)
 	g.asked(80)
+	r = g.state.Round
+	for rank := range uint64(2) {
+		g.write(events.Entry{Kind: events.KindReport, Events: []events.Event{{TrainerEnded: &events.TrainerEnded{Round: r.Number, Rank: rank}},
+			{Reported: &events.Reported{Node: r.Members[rank].Node, Sequence: g.state.Index}}}})
+	}
 }
 
 // asked trains, with requests in between: of living seeds and of others. Those
