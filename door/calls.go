@@ -50,7 +50,7 @@ func (s *Server) numbered(ctx context.Context, c call) (any, error) {
 	if p != nil {
 		return nil, p
 	}
-	ctx, done := s.callContext(ctx, ses.ctx)
+	ctx, done := s.callContext(ctx, ses.ctx, s.forRank0())
 	defer done()
 	if p := t.lock(ctx); p != nil {
 		return nil, p

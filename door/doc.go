@@ -22,7 +22,8 @@
 //
 // In the mode observe (tell.go) a call is answered at once, and recorded and
 // compared behind the trainer's back. What is no numbered call is in
-// unnumbered.go: requests, busy, the end of a session. A trainer that ends
-// without a word is noticed in gone.go, and word.go keeps the memory that
-// trainers look at between two steps.
+// unnumbered.go: requests, busy, the end of a session. How long a call waits is
+// in patience.go. A trainer that ends without a word is noticed in gone.go, also
+// if esperd was started again meanwhile (noted.go), and word.go keeps the memory
+// that trainers look at between two steps.
 package door

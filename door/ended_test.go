@@ -8,11 +8,10 @@ import (
 	"github.com/esperd/esperd/events"
 )
 
-// closes ends a trainer in order, and has the log told so.
+// closes ends a trainer in order.
 func (tr *trainer) closes() {
 	tr.j.t.Helper()
 	tr.post("/v1/close", members{"session": tr.req.Incarnation}).ok(tr.j.t)
-	require.NoError(tr.j.t, tr.j.log.Node(tr.rank).WriteReports())
 }
 
 func TestRank0EndedAndAnotherRankGoesOn(t *testing.T) {

@@ -2,6 +2,7 @@ package door
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,6 +14,7 @@ const (
 	faultTryMax    = 10 * time.Second // one try
 	faultRetryMin  = 100 * time.Millisecond
 	faultRetryMax  = 5 * time.Second
+	reasonMax      = 1024 // bytes of why, where no entry took it as it was
 )
 
 // faults remembers the rounds that this node is ending, each once.
@@ -55,6 +57,7 @@ func (s *Server) fault(ctx context.Context, f events.RoundFaulted) {
 }
 
 func (s *Server) writeFault(f events.RoundFaulted) {
+	bare := false
 	for pause := faultRetryMin; ; pause = min(2*pause, faultRetryMax) {
 		ctx, cancel := context.WithTimeout(s.ctx, faultTryMax)
 		err := s.replica.Fault(ctx, f)
@@ -65,11 +68,56 @@ func (s *Server) writeFault(f events.RoundFaulted) {
 		if round := s.replica.State().Round; round.Number != f.Round || round.Fault != nil {
 			return
 		}
+		switch never := problemOf(err).Code() == events.CodeInvalidInput; {
+		case never && bare:
+			s.log.Error("the end of the round cannot be written", "round", f.Round, "error", err)
+			s.faults.forget(f.Round)
+			return
+		case never:
+			s.log.Error("the end of the round cannot be written as it is; trying with less in it", "round", f.Round, "error", err)
+			f, bare = bareFault(f), true
+			continue
+		}
 		s.log.Warn("the end of the round is not in the log yet; trying again", "round", f.Round, "error", err)
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-time.After(pause):
 		}
+	}
+}
+
+// bareFault leaves out of a fault what no entry may hold, wherever it came from.
+func bareFault(f events.RoundFaulted) events.RoundFaulted {
+	clean := func(text string, n int) string { return strings.ToValidUTF8(text[:min(len(text), n)], "?") }
+	for _, k := range []*events.Key{&f.Got, &f.Want} {
+		k.Model, k.Slot = clean(k.Model, nameMax), clean(k.Slot, nameMax)
+	}
+	f.GotSite, f.WantSite, f.Reason = "", "", clean(f.Reason, reasonMax)
+	return f
+}
+
+// forget lets the round be ended by another fault.
+func (f *faults) forget(round uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.round == round {
+		f.round = 0
+	}
+}
+
+// settle waits until the end of a round that was asked for is in the log, as long
+// as ctx lasts: nobody asks for it again when this server has closed.
+func (s *Server) settle(ctx context.Context) {
+	s.faults.mu.Lock()
+	written := s.faults.written
+	s.faults.mu.Unlock()
+	if written == nil {
+		return
+	}
+	select {
+	case <-written:
+	case <-ctx.Done():
+		s.log.Warn("closing before the end of the round is in the log: the other ranks may not be told")
 	}
 }

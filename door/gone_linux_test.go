@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/esperd/esperd/api"
+	"github.com/esperd/esperd/door"
 	"github.com/esperd/esperd/events"
 )
 
@@ -110,7 +111,6 @@ func TestATrainerThatClosesMayEnd(t *testing.T) {
 	p.ends()
 	j.stop(1) // it looks once more, and waits for who watches
 	require.Nil(t, j.fault())
-	rank0.step(1).ok(t)
 }
 
 // The same, of an esperd that goes on: what it does when the process ends it has
@@ -221,7 +221,7 @@ func TestAnEsperdThatClosesTellsOfADeathFirst(t *testing.T) {
 			p.dies()
 			if reported {
 				require.Eventually(t, func() bool { return strings.Contains(j.logs[1].String(), "the end of the round is not in the log yet") }, 20*time.Second, time.Millisecond)
-				j.log.Node(1).Refuse(nil)
+				time.AfterFunc(2500*time.Millisecond, func() { j.log.Node(1).Refuse(nil) }) // longer than an answer waits for it
 			} else {
 				_ = p.cmd.Wait() // the kernel knows of it from here on
 			}
@@ -232,18 +232,79 @@ func TestAnEsperdThatClosesTellsOfADeathFirst(t *testing.T) {
 	}
 }
 
-// Who comes back after a close is watched again.
-func TestATrainerThatComesBackAfterItsCloseIsWatched(t *testing.T) {
+// The other ranks are told of a goodbye, so nobody comes back after it.
+func TestAGoodbyeIsFinal(t *testing.T) {
 	j := newJob(t, 2)
 	rank0, p := j.trainer(0), j.process(1)
 	together(t, rank0, p.trainer)
 	for _, tr := range []*trainer{rank0, p.trainer} {
 		tr.step(0).ok(t)
 	}
+	critic := j.trainer(1)
+	critic.req.Incarnation, critic.req.Model = p.req.Incarnation, "critic"
+	opens := later(critic.connect)
+	j.waiting(1)
 	p.post("/v1/close", members{"session": p.req.Incarnation}).ok(t)
-	p.returns().ok(t)
+	before := p.returns().refused(t, events.CodeNotAuthority)
+	require.Contains(t, before.Detail, "this trainer closed its session of round 1, and the other ranks expect no further call of it: connect anew on all ranks")
+	p.connect().refused(t, events.CodeNotAuthority)
+
+	// What was asked for before it is answered, and changes nothing.
+	at := j.trainer(0)
+	at.req.Incarnation, at.req.Model = rank0.req.Incarnation, "critic"
+	at.connect().ok(t)
+	(<-opens).ok(t)
+	p.returns().refused(t, events.CodeNotAuthority)
+	require.NoError(t, j.log.Node(1).WriteReports())
+	p.ends()
+	j.stop(1)
+	require.Nil(t, j.fault())
+	j.start(1)
+	p.trainer.http = j.http(1)
+	p.returns().refused(t, events.CodeNotAuthority) // the log knows
+	require.Nil(t, j.fault())
+}
+
+// A trainer that closes its session before it is in a round has left none.
+func TestAGoodbyeBeforeTheRound(t *testing.T) {
+	j := newJob(t, 2)
+	p := j.process(1)
+	waits := later(p.connect)
+	j.waitingFor(1, "round")
+	bye := members{"session": p.req.Incarnation}
+	early := j.trainer(1)
+	early.post("/v1/close", bye).ok(t)
+	j.trainer(1).post("/v1/close", members{"session": p.req.Incarnation, "failed": "x"}).ok(t)
+	rank0 := j.trainer(0)
+	rank0.connect().ok(t)
+	(<-waits).ok(t)
+	rank0.step(0).ok(t)
+	p.step(0).ok(t)
 	p.dies()
 	require.Equal(t, uint64(1), j.faulted().Rank)
+	require.Empty(t, j.log.Node(1).Reports())
+}
+
+// A goodbye and the end of its process come by two ways.
+func TestAGoodbyeThatIsOvertaken(t *testing.T) {
+	j := newJob(t, 2)
+	rank0, p := j.trainer(0), j.process(1)
+	together(t, rank0, p.trainer)
+	rank0.step(0).ok(t)
+	p.step(0).ok(t)
+	p.dies()
+	_ = p.cmd.Wait()
+	j.trainer(1).post("/v1/close", members{"session": p.req.Incarnation}).ok(t)
+	j.stop(1)
+	require.Nil(t, j.fault())
+}
+
+func TestADeathIsToldWithinASecond(t *testing.T) {
+	j := newJob(t, 2)
+	rank0, p := j.trainer(0), j.process(1)
+	together(t, rank0, p.trainer)
+	p.dies()
+	require.Eventually(t, func() bool { return j.fault() != nil }, time.Second, time.Millisecond)
 }
 
 func TestADetachedProcessMayDie(t *testing.T) {
@@ -263,7 +324,8 @@ func TestATrainerOfAnEarlierRoundMayDie(t *testing.T) {
 	j := newJob(t, 1)
 	p := j.process(0)
 	together(t, p.trainer)
-	j.stop(0) // the next esperd does not know of the process
+	j.stop(0)
+	require.NoError(t, os.Remove(j.socket(0)+door.TrainerSuffix)) // the next esperd does not know of the process
 	j.start(0)
 	again := j.trainers()
 	p.dies()
@@ -271,4 +333,28 @@ func TestATrainerOfAnEarlierRoundMayDie(t *testing.T) {
 	again[0].step(0).ok(t)
 	j.stop(0)
 	require.Nil(t, j.fault())
+}
+
+// The same process connects anew on rank 0, and its last round is nobody's: whoever
+// waits there for rank 0 is told.
+func TestRank0ConnectsAnewWhereAnotherRankWaits(t *testing.T) {
+	brief := func(o *door.Options) { o.WarnAfter = 50 * time.Millisecond }
+	j := newJob(t, 2, brief)
+	p, rank1 := j.process(0), j.trainer(1)
+	together(t, p.trainer, rank1)
+	old := p.req.Incarnation
+	waits := later(func() reply { return rank1.step(0) })
+	j.waiting(1)
+	p.req.Incarnation = strings.Repeat("c", 32)
+	connects := later(p.connect)
+	problem := (<-waits).refused(t, events.CodeRoundFaulted)
+	require.Regexp(t, `the trainer of rank 0 is gone: a new trainer of its rank waits for a round since \d\d:\d\d:\d\d \(host host0\); its last call was call 0, configure`, problem.Detail)
+	require.Equal(t, events.CodeUnavailable, j.fault().Code)
+	require.Equal(t, old, j.log.Node(0).State().Round.Members[0].Incarnation)
+	again := j.trainer(1)
+	again.connect().ok(t)
+	(<-connects).ok(t)
+	require.Equal(t, uint64(2), p.at.Round)
+	p.step(0).ok(t)
+	again.step(0).ok(t)
 }

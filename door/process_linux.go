@@ -1,9 +1,13 @@
 package door
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -69,4 +73,23 @@ func pidfdReadable(fd uintptr) bool {
 	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	n, err := unix.Poll(poll, 0)
 	return err == nil && n == 1 && poll[0].Revents&unix.POLLIN != 0
+}
+
+// identify tells a process from others that had or will have its number: when it
+// began, in ticks since the machine did, and in which pid namespace that is so.
+func identify(pid int) (start uint64, space string, err error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, "", err
+	}
+	const startAt = 22 - 3 // among the fields after the name, which may hold anything
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) <= startAt {
+		return 0, "", fmt.Errorf("expected more fields in /proc/%d/stat, got %q", pid, stat)
+	}
+	if start, err = strconv.ParseUint(fields[startAt], 10, 64); err != nil {
+		return 0, "", err
+	}
+	space, err = os.Readlink("/proc/self/ns/pid")
+	return start, space, err
 }

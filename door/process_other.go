@@ -15,6 +15,10 @@ func openProcess(int) (*process, error) {
 	return nil, errors.New("processes are watched on Linux only")
 }
 
+func identify(int) (uint64, string, error) {
+	return 0, "", errors.New("processes are watched on Linux only")
+}
+
 func (*process) wait(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 func (*process) ended() bool                    { return false }
 func (*process) close()                         {}

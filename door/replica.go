@@ -37,6 +37,8 @@ type Replica interface {
 	// Fault ends the round for all ranks and returns when the fault is applied
 	// here. A round that is faulted already is no error.
 	Fault(ctx context.Context, f events.RoundFaulted) error
+	// Ended tells the log, by one try, that this rank's trainer ended in order.
+	Ended(ctx context.Context, e events.TrainerEnded) error
 	// Report queues what this rank has to tell for the log and returns at once.
 	Report(ev events.Event)
 	// Request puts a request into the log and returns when it is applied here;

@@ -59,9 +59,12 @@ type Server struct {
 	sessions sessions
 	ledger   ledger
 	faults   faults
+	looks    looks
 	recent   recent
 	metrics  *metrics
 	words    *words
+	noted    string    // path of the file that says whose process is watched
+	blind    sync.Once // it was logged that a trainer's process cannot be watched
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -78,7 +81,7 @@ func newServer(o Options) *Server {
 	id := o.Replica.Status().Identity
 	s := &Server{replica: o.Replica, version: o.Version, waitMax: o.WaitMax, warnAfter: o.WarnAfter, fingerprint: o.Fingerprint, token: o.Token,
 		node: id.Node, rank: id.Rank, world: id.World,
-		ledger: ledger{waits: map[*wait]struct{}{}, last: map[string]*lastCalls{}}}
+		ledger: ledger{waits: map[*wait]struct{}{}, last: map[string]*lastCalls{}}, looks: looks{turn: make(chan struct{}, 1)}}
 	s.sessions.rank, s.sessions.listed = s.rank, func() string { return incarnationOf(s.replica.State(), s.rank) }
 	if s.log = o.Logger; s.log == nil {
 		s.log = slog.Default()
@@ -108,6 +111,8 @@ func Open(o Options) (*Server, error) {
 	s.words.open(o.Socket + WordSuffix)
 	s.words.begin(s.replica.State())
 	s.work.Go(s.moveWords)
+	s.noted = o.Socket + TrainerSuffix
+	s.work.Go(s.watchAgain)
 	mux := s.newMux()
 	base := func(net.Listener) context.Context { return s.ctx }
 	errorLog := slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)
@@ -135,12 +140,13 @@ func (s *Server) Socket() string { return s.socket }
 func (s *Server) AdminAddr() string { return s.admin.String() }
 
 // Close closes both doors. Calls that wait are answered with unavailable, so
-// that their client repeats them when esperd is back; ctx bounds how long the
-// answers may take.
+// that their client repeats them when esperd is back. ctx bounds how long the
+// answers may take, and before them the end of a round that is not in the log yet.
 func (s *Server) Close(ctx context.Context) error {
 	var err error
 	s.closed.Do(func() {
 		s.farewell(ctx)
+		s.settle(ctx)
 		s.cancel(errClosing)
 		for _, server := range s.servers {
 			if e := server.Shutdown(ctx); e != nil {

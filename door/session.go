@@ -29,7 +29,8 @@ type session struct {
 	ctx         context.Context // ends, with its cause, when another trainer takes over or the server closes
 	end         context.CancelCauseFunc
 
-	closed atomic.Bool // the trainer said goodbye
+	closed atomic.Bool // the trainer said goodbye; it does not come back
+	noting sync.Once
 
 	mu     sync.Mutex
 	round  uint64 // 0: none is open yet
@@ -54,6 +55,15 @@ func (ses *session) adopt(p *process) bool {
 	}
 	ses.proc = p
 	return true
+}
+
+// returns notes the round of a trainer that esperd knows of before it comes back.
+func (ses *session) returns(round uint64) {
+	ses.mu.Lock()
+	defer ses.mu.Unlock()
+	if ses.round == 0 {
+		ses.round = round
+	}
 }
 
 // in returns the round that the session is of, 0 before the first.
@@ -147,28 +157,29 @@ func (s *Server) connect(ctx context.Context, req *api.SessionRequest) (*api.Ses
 	if p := s.second(pid, req.Incarnation); p != nil {
 		return nil, p
 	}
-	ctx, done := s.callContext(ctx, s.ctx)
-	defer done()
+	if p := s.comesBack(req.Incarnation); p != nil {
+		return nil, p
+	}
 	ses, round, p := s.join(ctx, req)
 	if p != nil {
 		return nil, p
 	}
+	ctx, done := s.callContext(ctx, ses.ctx, s.forRank0())
+	defer done()
 	if p := s.checkIdentity(req); p != nil { // the run may be known only now
 		return nil, p
 	}
 	if mode := s.replica.State().Round.Mode(); mode != cmp.Or(req.Mode, events.ModeKeyed) {
 		return nil, problemf(events.CodeConfigMismatch, "mode: the trainer connects with mode=%q, but round %d is in the mode %q: expected the round's; connect anew on all ranks for another one", req.Mode, round, mode)
 	}
-	ses.closed.Store(false) // it is back, if it was
 	if !req.Detached {
 		s.watch(ses, pid)
+		s.note(ses)
 	}
 	t, p := ses.track(round, req.Model)
 	if p != nil {
 		return nil, p
 	}
-	ctx, done = endingWith(ctx, ses.ctx)
-	defer done()
 	if p := t.lock(ctx); p != nil {
 		return nil, p
 	}
@@ -199,6 +210,9 @@ func (s *Server) resume(ctx context.Context, t *track, req *api.SessionRequest) 
 			return nil, p
 		}
 		return &t.place, nil
+	}
+	if w := t.tells.Load(); w != nil && req.Answered != nil {
+		w.missed()
 	}
 	last := t.next - 1
 	var answered uint64
@@ -257,6 +271,8 @@ func (s *Server) checkIdentity(req *api.SessionRequest) *api.Problem {
 // the others; one that comes back belongs to the round it was in, and must not
 // be taken for one that asks for the next.
 func (s *Server) join(ctx context.Context, req *api.SessionRequest) (*session, uint64, *api.Problem) {
+	ctx, done := s.callContext(ctx, s.ctx, s.forRound)
+	defer done()
 	open := s.rejoin
 	if req.Answered == nil {
 		open = s.register
@@ -321,12 +337,15 @@ func (s *Server) register(ctx context.Context, req *api.SessionRequest) (uint64,
 	if p != nil {
 		return 0, p
 	}
+	pid, _ := ctx.Value(pidKey{}).(int)
 	if !req.Detached {
-		pid, _ := ctx.Value(pidKey{}).(int)
 		s.watch(ses, pid) // already: it may die while it waits, and be put into a round
 	}
 	ctx, end := endingWith(ctx, ses.ctx)
 	defer end()
+	if s.rank == 0 {
+		defer later(ctx, s.warnAfter, s.abandoned(ctx, ses, pid))()
+	}
 	done := s.waiting(ctx, waitRound, nil, req.Site)
 	defer done()
 	round, err := s.replica.Register(ctx, replica.Registration{Rank: req.Rank, World: req.WorldSize,

@@ -35,12 +35,13 @@ type told struct {
 	call
 	list []fsm.Observation
 	done chan struct{} // not nil: no call, but a question when those before it are recorded
+	gap  bool          // no call: the trainer could not tell of some that it made
 }
 
 // newTeller starts to record for a track, whose place is known. It ends with the
 // session.
 func (s *Server) newTeller(t *track) *teller {
-	w := &teller{model: t.model, calls: make(chan told, tellMax), at: t.cursor, lost: s.rank != 0 && t.next > 1, parted: map[string][4]float64{}}
+	w := &teller{model: t.model, calls: make(chan told, tellMax), at: t.cursor, parted: map[string][4]float64{}}
 	round, ctx := t.round, t.ctx
 	s.work.Go(func() {
 		for {
@@ -50,6 +51,10 @@ func (s *Server) newTeller(t *track) *teller {
 			case x := <-w.calls:
 				if x.done != nil {
 					close(x.done)
+					continue
+				}
+				if x.gap {
+					w.lost = s.rank != 0 // its next calls are none that can be placed before the next fence
 					continue
 				}
 				if w.deaf.Load() {
@@ -88,6 +93,7 @@ func (s *Server) restoreTold(ctx context.Context, t *track, req *api.SessionRequ
 		}
 	}
 	s.open(t, place{next: *req.Answered + 1, fences: req.Fences, cursor: at, fenced: at.Model(t.model)})
+	t.tells.Load().missed() // what was told meanwhile
 	return nil
 }
 
@@ -307,6 +313,15 @@ func passedIn(e *events.Entry, slot string) *bool {
 		}
 	}
 	return nil
+}
+
+// missed takes note, behind the calls that were told before, that the trainer
+// could not tell of some that it made.
+func (w *teller) missed() {
+	select {
+	case w.calls <- told{gap: true}:
+	default: // it is deaf
+	}
 }
 
 // flush waits until what was told so far is recorded, as long as ctx lasts.

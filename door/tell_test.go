@@ -260,7 +260,7 @@ func TestClosingRecordsWhatWasTold(t *testing.T) {
 	closed := later(func() reply { return rank0.post("/v1/close", members{"session": rank0.req.Incarnation}) })
 	j.log.Node(0).Release()
 	(<-closed).ok(t)
-	require.Equal(t, head+10, j.head(0))
+	require.Equal(t, head+11, j.head(0), "and that rank 0 has ended")
 	rank1.post("/v1/close", members{"session": rank1.req.Incarnation}).ok(t)
 	require.Len(t, j.differing(1), 1, "once for as long as the two stay as they are")
 	require.Nil(t, j.fault())

@@ -96,6 +96,7 @@ func (tr *trainer) returns(change ...func(*api.SessionRequest)) reply {
 func (tr *trainer) restart() api.SessionAnswer {
 	tr.j.t.Helper()
 	tr.j.stop(tr.rank)
+	tr.http.CloseIdleConnections() // a request on one that has not been used is not sent again
 	tr.j.start(tr.rank)
 	a := decodeAs[api.SessionAnswer](tr.j.t, tr.returns().ok(tr.j.t).body)
 	require.Equal(tr.j.t, [2]uint64{tr.call, tr.fence}, [2]uint64{a.NextCall, a.NextFence}, "rank %d goes on where it was", tr.rank)

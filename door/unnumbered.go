@@ -7,6 +7,8 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"net/http"
+	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -95,15 +97,29 @@ func (s *Server) goodbye(ctx context.Context, in *api.CloseRequest) (any, error)
 	ctx, done := context.WithTimeout(ctx, flushAtClose)
 	defer done()
 	ses.flush(ctx)
-	if ses.closed.Swap(true) {
+	round := ses.in()
+	if round == 0 || ses.closed.Swap(true) { // it is in no round yet, or has said so
 		return &api.OK{OK: true}, nil
 	}
+	_ = os.Remove(s.noted) // there may be none
 	if in.Failed != "" {
-		s.gone(ctx, ses, "it failed: "+in.Failed)
-	} else if round := ses.in(); round > 0 {
-		s.replica.Report(events.Event{TrainerEnded: &events.TrainerEnded{Round: round, Rank: s.rank}})
+		s.gone(ctx, ses.incarnation, "it failed: "+in.Failed)
+	} else {
+		s.tellEnd(ctx, round)
 	}
 	return &api.OK{OK: true}, nil
+}
+
+// tellEnd has the log told of an orderly end, while there are trainers that could
+// wait for this one.
+func (s *Server) tellEnd(ctx context.Context, round uint64) {
+	reports, _ := s.gather(ctx, "")
+	if !slices.ContainsFunc(reports, func(r nodeReport) bool { return r.Rank.Rank != s.rank && r.Session }) {
+		return
+	}
+	if err := s.replica.Ended(ctx, events.TrainerEnded{Round: round, Rank: s.rank}); err != nil {
+		s.log.Debug("the end of the trainer is not in the log", "error", err)
+	}
 }
 
 // mayRequest says why a POST to the admin door is refused: it has not the token.

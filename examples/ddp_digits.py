@@ -6,7 +6,7 @@
 starts 4 ranks on this machine, each with its esperd. Under a launcher, which
 says who a rank is, the same file is one rank:
 
-    torchrun --nproc-per-node 4 --no-python esperd exec -- python examples/ddp_digits.py
+    torchrun --nproc_per_node 4 --no_python esperd exec -- python examples/ddp_digits.py
 
 Every rank trains on its own shard and judges by its own images, so the ranks'
 gates do not always agree. Rank 0's decision is in the log, and every rank's
@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional
@@ -148,13 +149,13 @@ class Rank:
     def apply(self, change: esperd.Change) -> None:
         """Do to the network what became of a slot in the log."""
         slot = self.host.slot(change.slot)
-        if change.stage_from == "DORMANT":
-            seed = slot.germinate(self.ep.slots()[change.slot].blueprint, change.seed).to(self.device)
+        if change.ends:
+            self.forget(slot)
+        if change.begins:
+            seed = slot.germinate(change.blueprint, change.seed).to(self.device)
             self.optimizer.add_param_group({"params": list(seed.parameters())})
         slot.stage, slot.alpha = change.stage, change.alpha
-        if change.stage == "PRUNED":
-            self.forget(slot)
-        elif slot.seed is not None:
+        if slot.seed is not None:
             for p in slot.seed.parameters():
                 p.requires_grad_(not change.frozen)
                 p.grad = None
@@ -188,6 +189,8 @@ def train(args: argparse.Namespace) -> int:
             stack.enter_context(esperd.launch(*flags, binary=esperd_binary()))
         slots = {"r0c0": None, "r0c1": None, "r0c2": esperd.SlotConfig(gates=OPEN, blueprints=("idle",))}
         ep = stack.enter_context(esperd.connect(slots=slots, gates=GATES, mode=args.mode, on_fatal=stop))
+        if ep.session.epoch >= 0:
+            ep.reset()  # the log outlives the trainer: this network has none of the seeds that are in it
         dist.init_process_group("gloo")
         stack.callback(dist.destroy_process_group)
         rank, asks = Rank(ep), args.mode == "keyed" or ep.rank == 0
@@ -231,7 +234,7 @@ def same(ranks: List[Dict[str, Any]]) -> bool:
 def report(epoch: int, loss: float, told: List[Any], decisions: List[esperd.Decision], fence: esperd.Fence) -> None:
     print(f"epoch {epoch:2}  loss {loss:.3f}  accuracy of each rank " + " ".join(f"{t['accuracy']:5.1f}" for t in told), flush=True)
     for i, d in enumerate(decisions):
-        why = d.message or ", ".join(d.checks_failed or d.checks_passed)
+        why = ", ".join(d.checks_failed) or d.message or ", ".join(d.checks_passed)
         others = ", ".join(f"rank {r}" for r, t in enumerate(told) if t["agreed"] and not t["agreed"][i])
         note = f"; {others} would have said {'no' if d.passed else 'yes'}" if others else ""
         print(f"          {d.slot}#{d.seed} {d.gate} {'passed' if d.passed else 'failed'}: {why}{note}")
@@ -263,7 +266,8 @@ def esperd_binary() -> Optional[str]:
 
 def start_ranks(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="esperd-") as directory:
-        env = dict(os.environ, WORLD_SIZE=str(args.ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port(args.ranks)))
+        port = free_port(args.ranks, args.data_dir or directory)
+        env = dict(os.environ, WORLD_SIZE=str(args.ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         command = [sys.executable, *sys.argv, *([] if args.data_dir else ["--data-dir", directory])]
         ranks = [subprocess.Popen(command, env=dict(env, RANK=str(r), LOCAL_RANK=str(r))) for r in range(args.ranks)]
         try:
@@ -279,12 +283,14 @@ def start_ranks(args: argparse.Namespace) -> int:
                 r.wait()
 
 
-def free_port(ranks: int) -> int:
-    """Find a rendezvous port whose esperd ports, 100 above, are free, too."""
-    for port in range(20000 + os.getpid() % 8000, 60000):
+def free_port(ranks: int, directory: str) -> int:
+    """Find a rendezvous port whose esperd ports, 100 above, are free, too. For a
+    directory it is the same again: there the esperds look for each other."""
+    for port in range(20000 + zlib.crc32(os.path.abspath(directory).encode()) % 8000, 60000):
         try:
             for p in (port, *range(port + 100, port + 100 + ranks)):
                 with socket.socket() as s:
+                    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     s.bind(("127.0.0.1", p))
             return port
         except OSError:

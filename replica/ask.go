@@ -39,6 +39,7 @@ func (n *Node) installHandlers() {
 		"report":   n.onReport,
 		"fault":    n.onFault,
 		"request":  n.onRequest,
+		"ended":    n.onEnded,
 		"history":  n.onHistory,
 		"ask":      n.onAsk,
 	}

@@ -157,7 +157,8 @@ func (r *reports) entry(s *fsm.State) (e *events.Entry, dropped int) {
 	return e, dropped
 }
 
-// Fault ends the round for all ranks and returns when that is applied here.
+// Fault ends the round for all ranks and returns when that is applied here. A
+// fault that no entry can hold is invalid-input.
 func (n *Node) Fault(ctx context.Context, f events.RoundFaulted) error {
 	for {
 		changed := n.Changed()
@@ -165,6 +166,9 @@ func (n *Node) Fault(ctx context.Context, f events.RoundFaulted) error {
 			return nil
 		}
 		err := n.callLeader(ctx, "fault", f, nil)
+		if e, ok := errors.AsType[*Error](err); ok && e.Code == events.CodeInvalidInput {
+			return err
+		}
 		if err != nil {
 			n.log.Warn("the round's fault is not in the log yet; trying again", "error", err)
 		}
@@ -182,11 +186,37 @@ func (n *Node) onFault(ctx context.Context, req []byte) (any, error) {
 	if n.raft.State() != raft.Leader {
 		return nil, errNotLeader
 	}
-	return nil, n.write(ctx, func(s *fsm.State) (*events.Entry, error) {
+	err := n.write(ctx, func(s *fsm.State) (*events.Entry, error) {
 		if s.Round.Number != f.Round || s.Round.Fault != nil {
 			return nil, nil
 		}
 		return faultEntry(s, f), nil
+	})
+	if errors.Is(err, events.ErrMalformed) {
+		return nil, errorf(events.CodeInvalidInput, "%v", err)
+	}
+	return nil, err
+}
+
+// Ended tells the log that a trainer ended in order. It tries once: who waits for
+// that trainer would be told sooner, and else waits on.
+func (n *Node) Ended(ctx context.Context, e events.TrainerEnded) error {
+	return n.callLeader(ctx, "ended", e, nil)
+}
+
+func (n *Node) onEnded(ctx context.Context, req []byte) (any, error) {
+	var e events.TrainerEnded
+	if err := unmarshalPeer(req, &e); err != nil {
+		return nil, errorf(events.CodeInvalidInput, "an end that does not decode: %v", err)
+	}
+	if n.raft.State() != raft.Leader {
+		return nil, errNotLeader
+	}
+	return nil, n.write(ctx, func(s *fsm.State) (*events.Entry, error) {
+		if s.Round.Number != e.Round || e.Rank >= uint64(len(s.Round.Members)) || s.Round.Tally(e.Rank).Ended > 0 {
+			return nil, nil
+		}
+		return &events.Entry{Kind: events.KindReport, Events: []events.Event{{TrainerEnded: &e}}}, nil
 	})
 }
 

@@ -203,6 +203,7 @@ func (d *daemon) close(ctx context.Context) error {
 	}
 	if d.cfg.SocketDir { // outside the data directory nothing stays
 		_ = os.Remove(d.cfg.Socket + door.WordSuffix)
+		_ = os.Remove(d.cfg.Socket + door.TrainerSuffix)
 		_ = os.Remove(filepath.Dir(d.cfg.Socket)) // only an empty one goes
 	}
 	if d.node != nil {

@@ -6,6 +6,7 @@ package doortest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -333,6 +334,9 @@ func (n *Node) Fault(_ context.Context, f events.RoundFaulted) error {
 		return nil
 	}
 	_, err := n.log.append(&events.Entry{Kind: events.KindFault, Events: []events.Event{{RoundFaulted: &f}}})
+	if errors.Is(err, events.ErrMalformed) {
+		return &replica.Error{Code: events.CodeInvalidInput, Reason: err.Error()}
+	}
 	return err
 }
 
@@ -341,6 +345,17 @@ func (n *Node) Report(ev events.Event) {
 	n.log.mu.Lock()
 	defer n.log.mu.Unlock()
 	n.reports = append(n.reports, ev)
+}
+
+// Ended implements door.Replica.
+func (n *Node) Ended(_ context.Context, e events.TrainerEnded) error {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	if n.refusing != nil {
+		return n.refusing
+	}
+	_, err := n.log.append(&events.Entry{Kind: events.KindReport, Events: []events.Event{{TrainerEnded: &e}}})
+	return err
 }
 
 // Request implements door.Replica.

@@ -42,6 +42,12 @@ def text(name: str, value: object) -> str:
     return value
 
 
+def one_of(name: str, value: object, valid: Sequence[str]) -> str:
+    if text(name, value) not in valid:
+        raise ValueError(f"{name}: expected {', '.join(map(repr, valid[:-1]))} or {valid[-1]!r}, got {value!r}")
+    return str(value)
+
+
 def name_of(what: str, value: object) -> str:
     if not text(what, value):
         raise Refused(f"{what}: expected a name, got an empty string")

@@ -69,7 +69,8 @@ class Calls:
         self._place = Place(0, 0)
         self._matched: List[int] = []  # indexes; what is behind place.matched is void
         self._session: Optional[Session] = None
-        self._slots: Optional[Dict[str, Slot]] = None  # at the last answered call; None: to be asked for
+        self._slots: Optional[Dict[str, Slot]] = None  # at the last answered call; None: those of the fence, or to be asked for
+        self._fence: Optional[Fence] = None  # the answer of the last call, if that was one
         self._word = _word.NO_WORD
         _living.add(self)
 
@@ -99,7 +100,7 @@ class Calls:
         with self._lock:
             answer = self._number(path, arguments, site, read, fences, resets)
             if isinstance(answer, Fence):
-                self._slots = dict(answer.slots)
+                self._fence = answer
             return answer
 
     def note(self, slot: str, readings: _Json) -> None:
@@ -116,6 +117,8 @@ class Calls:
         site = call_site()
         self._trainer.check_process()
         with self._lock:
+            if self._slots is None and self._fence is not None:
+                self._slots = dict(self._fence.slots)
             if self._slots is None:  # a session that is opened again says them
                 self._door.persist(lambda: self._open_session(site), self._lost)
             return dict(self._slots or {})
@@ -165,8 +168,7 @@ class Calls:
         """Make a call until it is known what became of it."""
         try:
             document = self._door.persist(lambda: self._try(call), self._lost)
-            answer = self._door.read(read, document)
-            index = self._door.read(lambda d: int(d["index"]), document)
+            answer, index = self._door.read(lambda d: (read(d), int(d["index"])), document)
         except EsperdError as error:
             if error.index:  # refused, in the log
                 self._taken(call, error.index, granted=False)
@@ -180,16 +182,16 @@ class Calls:
         """Go on to the next number, as the last step: a trainer that is
         interrupted before makes the same call again, and is answered the same."""
         self.riders.land()
-        place = self._place
+        number, fence, generation, fence_index, matched = self._place
         if call.fences:
             self.seen = index or self.word[0]
-            place = place._replace(fence=place.fence + granted, fence_index=index or place.fence_index, matched=0)
+            fence, fence_index, matched = fence + granted, index or fence_index, 0
         elif index and self._trainer.ordering == WARN:
-            self._matched[place.matched :] = [index]
-            place = place._replace(matched=place.matched + 1)
+            self._matched[matched:] = [index]
+            matched += 1
         if call.fences or self._trainer.mode != FOLLOW:
-            self._slots = None
-        self._place = place._replace(call=place.call + 1, generation=place.generation + (call.resets and granted))
+            self._slots = self._fence = None
+        self._place = Place(number + 1, fence, generation + (call.resets and granted), fence_index, matched)
 
     def _lost(self) -> None:
         self._open = False

@@ -21,6 +21,7 @@ _HURRIED_AWAY_S = 0.05  # enough for a connection that has become stale
 
 _log = logging.getLogger("esperd")
 _dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_loads = json.JSONDecoder().raw_decode
 
 _T = TypeVar("_T")
 _Json = Dict[str, Any]
@@ -95,7 +96,7 @@ class Door:
         """Return what read makes of an answer."""
         try:
             return read(document)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise self._unreadable(f"{type(error).__name__}: {error} in {str(document)[:200]}") from error
 
     def differs(self, why: str) -> EsperdError:
@@ -112,8 +113,11 @@ class Door:
 
     def _document(self, status: int, answer: bytes) -> _Json:
         try:
-            document = json.loads(answer)
-        except ValueError:
+            text = answer.decode().strip()
+            document, end = _loads(text)
+            if end < len(text):
+                raise ValueError("more than one value")
+        except (RecursionError, ValueError):
             raise self._unreadable(f"HTTP status {status} and no JSON, but {answer[:200]!r}") from None
         if status >= 300:
             raise self.read(error_of, document)

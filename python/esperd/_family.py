@@ -34,15 +34,18 @@ class Family:
         self._closed = False
         self._stay: Callable[[], None] = lambda: None  # takes back what is to be done at exit
 
-    def open(self, name: str, configuration: Dict[str, Any]) -> "Client":
+    def open(self, name: str, configuration: Dict[str, Any], preset: Optional[Dict[str, Any]] = None) -> "Client":
+        """Return the client of a model, which is configured by preset if it is
+        new and configuration says nothing."""
         with self._lock:
             if self._closed:
                 raise Unavailable("this client was closed: expected an open one; esperd.connect() gives another")
             client = self._clients.get(name)
             if client is None:
+                configuration = configuration or preset or {}
                 client = self._clients[name] = self._make(self, name, self._calls(name, configuration))
                 self._configurations[name] = configuration
-        if self._configurations[name] != configuration:
+        if configuration and self._configurations[name] != configuration:
             raise Refused(f"model {name} is open with another configuration: expected the same one, or none, to get the client that it has")
         try:
             client._calls.connect()

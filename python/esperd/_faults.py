@@ -6,7 +6,6 @@ follows the log instead, over a connection of its own.
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
 import threading
@@ -23,7 +22,7 @@ _FAULT_MARK = b'"round_faulted"'
 _ROUND_MARK = b'"round_opened"'
 
 # esperd goes, comes back, or answers what this client does not know.
-_PASSING = (Absent, Lost, Silent, Unreadable, OSError, http.client.HTTPException, AttributeError, KeyError, TypeError, ValueError)
+_PASSING = (Absent, Lost, Silent, Unreadable, OSError, AttributeError, KeyError, TypeError, ValueError)
 
 _log = logging.getLogger("esperd")
 
@@ -31,12 +30,13 @@ OnFatal = Callable[[RoundFaulted], object]
 
 
 class FaultWatch(threading.Thread):
-    """Calls on_fatal, once, as soon as a round is faulted."""
+    """Calls on_fatal, once, as soon as a round is faulted; not where this rank's
+    own call did that, which raises what says more."""
 
     def __init__(self, trainer: Trainer, round_number: int, on_fatal: OnFatal) -> None:
         super().__init__(name="esperd-on-fatal", daemon=True)
         self._connection = Connection(trainer.socket, None)
-        self._round = round_number
+        self._rank, self._round = trainer.rank, round_number
         self._on_fatal = on_fatal
         self._closed = threading.Event()
 
@@ -65,15 +65,13 @@ class FaultWatch(threading.Thread):
         state = json.loads(answer)
         if status != 200 or self._settled(state.get("round") or {}):
             return status == 200
-        response = self._connection.begin("GET", f"/v1/events?follow=true&from={state['index'] + 1}")
-        if response.status != 200 or self._closed.is_set():
+        events = self._connection.begin("GET", f"/v1/events?follow=true&from={state['index'] + 1}")
+        if events.status != 200 or self._closed.is_set():
             return False
-        while True:
-            line = response.readline()
-            if not line:
-                return False  # esperd ends
+        for line in events.lines():
             if (_FAULT_MARK in line or _ROUND_MARK in line) and self._entry(json.loads(line)):
                 return True
+        return False  # esperd ends
 
     def _settled(self, now: Dict[str, Any]) -> bool:
         if now.get("number") != self._round:
@@ -95,7 +93,7 @@ class FaultWatch(threading.Thread):
         return False
 
     def _tell(self, fault: Fault) -> None:
-        if self._closed.is_set():
+        if self._closed.is_set() or fault.rank == self._rank and fault.code != "unavailable":
             return
         try:
             self._on_fatal(error_of_fault(fault))

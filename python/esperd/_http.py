@@ -1,19 +1,23 @@
 """HTTP/1.1 over one unix socket, for one request at a time.
 
-A request is written with one system call and its answer is parsed by
-http.client, so that a call costs little more than the answer takes to come.
+A request is written with one system call, and where its answer comes as a whole
+two others wait for it and read it.
 """
 
 from __future__ import annotations
 
-import http.client
 import select
 import socket
 import time
 from typing import Optional, Tuple
 
+from esperd._answer import Answer, Lost, Unreadable, plain
+
+__all__ = ["Absent", "Connection", "Lost", "Silent", "Unreadable"]
+
 _CONNECT_MAX_S = 5.0  # a door whose backlog is full
-_ANSWER_BYTES_MAX = 256 << 20
+_ANSWER_MAX_S = 1e6  # what a poll takes
+_PIECE_BYTES = 64 << 10
 _PROBE_EVERY_MAX_S = 60.0
 _PROBES = 4  # in the time after which a silent esperd is given up
 
@@ -22,16 +26,8 @@ class Absent(Exception):
     """Nobody takes the connection."""
 
 
-class Lost(Exception):
-    """The connection broke before there was a whole answer."""
-
-
 class Silent(Exception):
     """There was no answer in time."""
-
-
-class Unreadable(Exception):
-    """What answered does not speak HTTP."""
 
 
 class Connection:
@@ -46,18 +42,15 @@ class Connection:
 
     def __init__(self, path: str, answer_timeout_s: Optional[float], probed: bool = False) -> None:
         self.path = path
-        self._answer_timeout_s = answer_timeout_s
+        self._answer_timeout_s = None if answer_timeout_s is None else min(answer_timeout_s, _ANSWER_MAX_S)
         self._probed = probed
-        self._socket: Optional[socket.socket] = None
-        self._poll: Optional[select.poll] = None
+        self._socket: Optional[socket.socket] = None  # it never blocks: waiting is the poll's
+        self._poll = select.poll()  # of the socket
         self._probe: Optional[Connection] = None  # while it is under way
-        self._response: Optional[http.client.HTTPResponse] = None  # which keeps the socket open, too
 
     def hurry(self, answer_timeout_s: float) -> None:
         """From now on wait only so long for an answer, whoever lives."""
         self._answer_timeout_s, self._probed = answer_timeout_s, False
-        if self._socket is not None:
-            self._socket.settimeout(answer_timeout_s)
 
     def request(self, method: str, target: str, body: bytes = b"") -> Tuple[int, bytes]:
         """Return status and body of the answer.
@@ -66,47 +59,74 @@ class Connection:
         not taken for the next one's.
         """
         try:
-            response = self.begin(method, target, body)
-            answer = response.read()
+            begun = self._ask(method, target, body)
+            content = plain(begun)
+            if content is not None:
+                return 200, content
+            answer = Answer(begun, self._more)
+            content = answer.body()
         except BaseException as error:
             self.close()
-            translated = _translated(error)
-            if translated is None:
-                raise
-            raise translated from error
-        if response.will_close:
+            if isinstance(error, socket.timeout):
+                raise Silent("no answer in time") from error
+            if isinstance(error, OSError):
+                raise Lost(error.strerror or str(error)) from error
+            raise
+        if answer.last:
             self.close()
-        return response.status, answer
+        return answer.status, content
 
-    def begin(self, method: str, target: str, body: bytes = b"") -> http.client.HTTPResponse:
+    def begin(self, method: str, target: str) -> Answer:
         """Send a request and return its answer, of which only the head is read.
-        Errors are Absent, those of the socket and those of http.client."""
+        Errors are this module's, and those of the socket."""
+        return Answer(self._ask(method, target, b""), self._more)
+
+    def _ask(self, method: str, target: str, body: bytes) -> bytes:
+        """Send a request and return what comes first of its answer."""
         if self._socket is None:
             self._socket = self._dial()
         head = f"{method} {target} HTTP/1.1\r\nHost: esperd\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        self._response = response = http.client.HTTPResponse(self._socket, method=method)
+        self._send(head.encode("ascii") + body)
+        self._wait()
+        return self._read()
+
+    def _send(self, request: bytes) -> None:
+        assert self._socket is not None
         try:
-            self._socket.sendall(head.encode("ascii") + body)
+            sent = self._socket.send(request)
+            if sent < len(request):  # it is longer than the socket's buffer
+                self._socket.settimeout(self._answer_timeout_s)
+                self._socket.sendall(memoryview(request)[sent:])
+                self._socket.setblocking(False)
         except (BrokenPipeError, ConnectionResetError):
             pass  # who refuses a request may do so without reading all of it: see whether there is an answer
-        if self._probed and self._answer_timeout_s is not None:
-            self._wait(self._answer_timeout_s)
-        response.begin()
-        if response.length is not None and response.length > _ANSWER_BYTES_MAX:
-            raise http.client.HTTPException(f"an answer of {response.length} bytes, expected at most {_ANSWER_BYTES_MAX}")
-        return response
 
-    def _wait(self, limit_s: float) -> None:
-        """Wait until an answer begins, as long as there are signs of life. It is
-        done before http.client reads, which cannot go on after a timeout."""
-        assert self._poll is not None
+    def _wait(self) -> None:
+        """Wait until an answer begins, as long as there are signs of life."""
+        limit_s = self._answer_timeout_s
+        if limit_s is None or not self._probed:
+            self._wait_for_more()
+            return
         every_s = min(limit_s / _PROBES, _PROBE_EVERY_MAX_S)
         alive_at = time.monotonic()
         while not self._poll.poll(1000 * every_s):
             if self._alive(every_s):
                 alive_at = time.monotonic()
             elif time.monotonic() - alive_at >= limit_s:
-                raise socket.timeout("neither an answer nor a sign of life")
+                raise Silent("neither an answer nor a sign of life")
+
+    def _wait_for_more(self) -> None:
+        limit_s = self._answer_timeout_s
+        if not self._poll.poll(None if limit_s is None else 1000 * limit_s):
+            raise Silent("no answer in time")
+
+    def _more(self) -> bytes:
+        self._wait_for_more()
+        return self._read()
+
+    def _read(self) -> bytes:
+        assert self._socket is not None
+        return self._socket.recv(_PIECE_BYTES)
 
     def _alive(self, timeout_s: float) -> bool:
         self._probe = probe = Connection(self.path, timeout_s)
@@ -124,7 +144,7 @@ class Connection:
         try:
             s.settimeout(min(_CONNECT_MAX_S, self._answer_timeout_s or _CONNECT_MAX_S))
             s.connect(self.path)
-            s.settimeout(self._answer_timeout_s)
+            s.setblocking(False)
             self._poll = select.poll()
             self._poll.register(s, select.POLLIN)
         except BaseException as error:
@@ -148,21 +168,6 @@ class Connection:
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""
-        if self._response is not None:
-            self._response.close()
-            self._response = None
         s, self._socket = self._socket, None
         if s is not None:
             s.close()
-
-
-def _translated(error: BaseException) -> Optional[Exception]:
-    if isinstance(error, socket.timeout):
-        return Silent("no answer in time")
-    if isinstance(error, (http.client.IncompleteRead, http.client.RemoteDisconnected)):
-        return Lost("the connection was closed before the whole answer was there")
-    if isinstance(error, OSError):
-        return Lost(error.strerror or str(error))
-    if isinstance(error, (http.client.HTTPException, ValueError)):  # ValueError: the length of a chunk
-        return Unreadable(f"{type(error).__name__}: {str(error).strip()}")
-    return None

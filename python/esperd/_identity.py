@@ -23,7 +23,7 @@ _LAUNCHERS = (
 
 _HOW_TO_START = (
     "start the trainer together with an esperd, by `esperd exec -- python train.py` (several ranks: "
-    "`torchrun --nproc-per-node 4 --no-python esperd exec -- python train.py`); or call esperd.launch() before "
+    "`torchrun --nproc_per_node 4 --no_python esperd exec -- python train.py`); or call esperd.launch() before "
     "esperd.connect(); or run `esperd run` beside it, which needs no configuration for world size 1, and set "
     "ESPERD_SOCKET to the socket that it logs"
 )

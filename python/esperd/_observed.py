@@ -9,20 +9,22 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from typing import Any, Callable, Dict, Optional, Type, TypeVar
+from typing import Any, Callable, Dict, Optional, Set, Tuple, Type, TypeVar
 
 from esperd._arguments import slot_path
 from esperd._calls import Calls, Pending, outcome_known
 from esperd._trainer import Trainer
-from esperd._unnumbered import QUICK_S
+from esperd._unnumbered import OBSERVED_S
 from esperd.errors import EsperdError, Unavailable
 from esperd.values import Decision, Done, Fence, Session, Slot
 
 _RETRY_MIN_S = 10.0
-_RETRY_MAX_S = 60.0  # a stopped esperd costs QUICK_S each time
+_RETRY_MAX_S = 60.0  # a stopped esperd costs OBSERVED_S each time
 _OPEN_S = 10.0  # for rank 0's configuration of another model
 
 _GATE_INTO = {"GERMINATED": "G0", "TRAINING": "G1", "BLENDING": "G2", "HOLDING": "G3", "FOSSILIZED": "G5"}
+
+_AWAY = ("", Unavailable.code)
 
 _log = logging.getLogger("esperd")
 
@@ -41,6 +43,24 @@ class Told:
         return cls(int(d["index"]))
 
 
+class _Pause:
+    """The time in which esperd, which was away, is not tried, longer each time."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._until = 0.0  # on the monotonic clock
+
+    def on(self) -> bool:
+        return time.monotonic() < self._until
+
+    def begin(self) -> None:
+        self._seconds = min(2 * self._seconds, _RETRY_MAX_S) or _RETRY_MIN_S
+        self._until = time.monotonic() + self._seconds
+
+    def end(self) -> None:
+        self._seconds = 0.0
+
+
 class Observed(Calls):
     """The calls of one model in the mode observe.
 
@@ -54,9 +74,11 @@ class Observed(Calls):
         self._begun = False
         self._told: Dict[str, Slot] = {}  # by the trainer's own account
         self._unsettled: Optional[Pending] = None  # a call that may or may not have been taken
-        self._warned = False
-        self._pause_s = _RETRY_MIN_S
-        self._retry_at = 0.0  # on the monotonic clock
+        self._untold = False  # others were made since the last one that was told, or is unsettled
+        self._pause = _Pause()
+        self._aside = _Pause()  # of what has no number
+        self._warned: Set[Tuple[str, str]] = set()  # kinds of failures
+        self.unnumbered.away = lambda: self._pause.on() or self._aside.on()
 
     @property
     def session(self) -> Session:
@@ -71,15 +93,19 @@ class Observed(Calls):
             super().connect()
         else:  # the training has begun
             self._door.hurry(_OPEN_S)
-            self.guarded(super().connect, None)
-        self._door.hurry(QUICK_S)
+            try:
+                super().connect()
+            except EsperdError as error:
+                self._pause.begin()
+                self._missed(error, "call")
+        self._door.hurry(OBSERVED_S)
         self.slot_names = self.slot_names or tuple(s["name"] for s in self._configuration.get("slots", ()))
         self._told = dict(self._slots or {name: Slot(name, "DORMANT", 0.0, 0) for name in self.slot_names})
         self._begun = True
 
     def tell(self, slot: str, operation: str, arguments: _Json, answer: "Type[_Answer]") -> "_Answer":
         """Make a call on a slot and echo it."""
-        index = self.guarded(lambda: self.call(slot_path(slot, operation), arguments, Told.of).index, 0)
+        index = self._tell(lambda: self.call(slot_path(slot, operation), arguments, Told.of))
         (outcome,) = arguments["outcomes"]
         after = self._learn(slot, outcome, arguments)
         if answer is Decision:
@@ -88,7 +114,7 @@ class Observed(Calls):
 
     def tell_fence(self, path: str, arguments: _Json, epoch: int, resets: bool = False) -> Fence:
         """Make a call that closes a stretch of calls and echo it."""
-        index = self.guarded(lambda: self.call(path, arguments, Told.of, fences=True, resets=resets).index, 0)
+        index = self._tell(lambda: self.call(path, arguments, Told.of, fences=True, resets=resets))
         if resets:
             self._told = {name: Slot(name, "DORMANT", 0.0, 0) for name in self._told}
         for outcome in arguments.get("outcomes", ()):
@@ -99,25 +125,50 @@ class Observed(Calls):
         try:
             super().note(slot, readings)
         except EsperdError as error:
-            self._missed(error)
+            self._missed(error, "observe")
 
     def slots(self) -> Dict[str, Slot]:
         return dict(self._told)
 
     def news(self) -> bool:
-        return self.guarded(super().news, True)
+        if not self._pause.on():
+            try:
+                super().news()
+            except EsperdError as error:
+                self._missed(error, "call")
+        return True
 
     def guarded(self, action: Callable[[], _T], otherwise: _T) -> _T:
-        if time.monotonic() < self._retry_at:
+        """Do what has no number. That it fails keeps no call from being told."""
+        if self.unnumbered.away():
             return otherwise
         try:
             self._trainer.check_process()
             result = action()
         except EsperdError as error:
-            self._missed(error)
+            if isinstance(error, Unavailable):
+                self._aside.begin()
+            self._missed(error, "request")
             return otherwise
-        self._pause_s = _RETRY_MIN_S
+        self._heard(self._aside)
         return result
+
+    def _tell(self, call: Callable[[], Told]) -> int:
+        """Make a call and return its index; 0 also if it could not be told."""
+        if self._pause.on():
+            self._untold = True
+            return 0
+        try:
+            index = call().index
+        except EsperdError as error:
+            if self._unsettled is None:
+                self._untold = True
+            if isinstance(error, Unavailable) or not self._open:
+                self._pause.begin()
+            self._missed(error, "call")
+            return 0
+        self._heard(self._pause)
+        return index
 
     def _number(self, path: str, arguments: _Json, site: str, read: Callable[[_Json], _T], fences: bool, resets: bool) -> _T:
         if self._session is None:  # another model, which could not be opened then
@@ -126,9 +177,15 @@ class Observed(Calls):
         if self._unsettled is not None:
             try:
                 self._make(self._unsettled, Told.of)
-            except EsperdError:
+            except EsperdError as error:
+                self._untold = True  # that call, or else this one
                 if self._unsettled is not None:
                     raise
+                self._missed(error, "call")
+        if self._untold:
+            # A session that is opened again says that calls may be missing: esperd
+            # compares this rank's with rank 0's from the next fence on.
+            self._open = self._untold = False
         return super()._number(path, arguments, site, read, fences, resets)
 
     def _make(self, call: Pending, read: Callable[[_Json], _T]) -> _T:
@@ -144,13 +201,16 @@ class Observed(Calls):
         self._unsettled = None
         return answer
 
-    def _missed(self, error: EsperdError) -> None:
-        if isinstance(error, Unavailable) or not self._open:
-            self._retry_at = time.monotonic() + self._pause_s
-            self._pause_s = min(2 * self._pause_s, _RETRY_MAX_S)
-        level = logging.DEBUG if self._warned else logging.WARNING
-        self._warned = True
+    def _missed(self, error: EsperdError, what: str) -> None:
+        """Warn, once for each outage and for each kind of refusal."""
+        kind = _AWAY if isinstance(error, Unavailable) else (what, error.code)
+        level = logging.DEBUG if kind in self._warned else logging.WARNING
+        self._warned.add(kind)
         _log.log(level, "model %s: %s; this is only observed, and the training goes on without", self._model, error)
+
+    def _heard(self, pause: _Pause) -> None:
+        pause.end()
+        self._warned.discard(_AWAY)
 
     def _learn(self, name: str, outcome: _Json, arguments: _Json) -> Slot:
         """Take note of an outcome and return the slot after it."""

@@ -15,7 +15,7 @@ def call_site() -> str:
         if frame.f_back is None:
             return ""
         frame = frame.f_back
-    file = os.path.basename(frame.f_code.co_filename)[-_SITE_CHARS_MAX:]
+    file = frame.f_code.co_filename.rpartition(os.sep)[2][-_SITE_CHARS_MAX:]
     return f"{file}:{frame.f_lineno}"
 
 

@@ -135,6 +135,8 @@ class SlotCalls:
 
         Args:
             gate: G0, G1, G2, G3 or G5.
+            passed: what this rank's own gate said; what it then acted on is
+                the outcome's.
         """
         arguments = {
             "gate": text("gate", gate),

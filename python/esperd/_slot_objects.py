@@ -24,6 +24,8 @@ class SlotDrift(EsperdError):
     on the client alone, of which the slot object knows nothing.
     """
 
+    __module__ = "esperd.slots"  # from where it is taken
+
     code = "slot-drift"
 
 

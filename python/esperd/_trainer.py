@@ -12,6 +12,7 @@ PROTOCOL_VERSION = 1  # of the trainer's door
 
 KEYED, FOLLOW, OBSERVE = "keyed", "follow", "observe"
 STRICT, WARN = "strict", "warn"
+MODES, ORDERINGS = (KEYED, FOLLOW, OBSERVE), (STRICT, WARN)
 
 
 @dataclass(frozen=True)

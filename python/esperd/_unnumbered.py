@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from typing import Any, Callable, Dict, Optional, Set, Tuple, TypeVar, Union
 
 from esperd._door import Door, encoded
@@ -18,6 +19,10 @@ from esperd.values import Fault
 __all__ = ["Busy", "Unnumbered"]
 
 QUICK_S = 2.0  # for what must not hold anybody up
+OBSERVED_S = 0.5  # likewise, where nothing is decided
+
+_LOOK_AGAIN_S = 1.0  # after a look that failed
+_LOOK_REST = 5  # and so many times what it took
 
 # esperd is away, or answers what this client does not know.
 _NO_ANSWER = (Absent, Lost, Silent, Unreadable, EsperdError, AttributeError, KeyError, TypeError, ValueError)
@@ -56,7 +61,10 @@ class Unnumbered:
         self._reopen = reopen
         self._doors: Set[Door] = set()  # of the calls that are under way
         self._closed = False
-        self._looked: Tuple[int, _Json] = (0, {})  # the round, and the word when it was asked for
+        self.away: Callable[[], bool] = lambda: False  # esperd is known to be, so that telling it something is no use
+        self._quick_s = OBSERVED_S if trainer.observes else QUICK_S
+        self._looked: Tuple[int, _Json] = (0, {})  # the word when the round was asked for, and the round
+        self._look_at = 0.0  # on the monotonic clock: when a look that failed is repeated
 
     def request(self, arguments: _Json) -> int:
         """Put a request into the log and return its index."""
@@ -67,30 +75,29 @@ class Unnumbered:
         self._ask("/v1/busy", self._busy(reason, seconds), lambda d: None)
 
     def busy_no_more(self, reason: str) -> None:
-        if os.getpid() == self._trainer.pid:  # a forked child leaves the block, too
-            self._try_to_tell("/v1/busy", self._busy(reason, 0.0))
+        if os.getpid() == self._trainer.pid and not self.away():  # a forked child leaves the block, too
+            self._try_to_tell("/v1/busy", self._busy(reason, 0.0), self._quick_s)
 
     def goodbye(self, failed: str) -> None:
         """Tell that the trainer ends."""
         body = {"session": self._trainer.incarnation}
         if failed:
             body["failed"] = failed
-        self._try_to_tell("/v1/close", body)
+        self._try_to_tell("/v1/close", body, QUICK_S)
 
     def round_over(self, number: int, word: int) -> Optional[RoundFaulted]:
-        """Return why a round is over, None if it is not or if nobody answers. It
-        asks once for each value of the word."""
-        if self._looked[0] != word:
-            self._looked = (word, self._round_now())
-        now = self._looked[1]
-        try:
-            if now and now["number"] > number:
-                return RoundFaulted(f"round {number} is over: the trainers connected again, and round {now['number']} is open; end this process")
-            fault = now.get("fault")
-            return error_of_fault(Fault.of(fault)) if fault else None
-        except _NO_ANSWER as error:
-            _log.debug("whether round %d is over cannot be told: %s", number, error)
-            return None
+        """Return why a round is over, None if it is not or if nobody knows. It
+        asks once for each value of the word, and again, but not at once, if that
+        has failed: the entry that ends a round is the last one there is."""
+        if self._looked[0] != word and time.monotonic() >= self._look_at:
+            began = time.monotonic()
+            try:
+                self._looked = (word, self._look(number, word))
+            except _NO_ANSWER as error:
+                now = time.monotonic()
+                self._look_at = now + max(_LOOK_AGAIN_S, _LOOK_REST * (now - began))
+                _log.debug("whether round %d is over cannot be told: %s", number, error)
+        return _over(self._looked[1], number)
 
     def close(self) -> None:
         """End what is under way in other threads."""
@@ -102,7 +109,7 @@ class Unnumbered:
         return {"session": self._trainer.incarnation, "reason": reason, "seconds": seconds}
 
     def _ask(self, path: str, body: _Json, read: Callable[[_Json], _T]) -> _T:
-        door, request = Door(self._trainer, QUICK_S if self._trainer.observes else None), encoded(body)
+        door, request = Door(self._trainer, self._quick_s if self._trainer.observes else None), encoded(body)
 
         def attempt() -> _Json:
             try:
@@ -122,21 +129,31 @@ class Unnumbered:
             self._doors.discard(door)
             door.release()
 
-    def _round_now(self) -> _Json:
-        door = Door(self._trainer, QUICK_S)
+    def _look(self, number: int, word: int) -> _Json:
+        """Return the round that is open, as esperd knows it."""
+        door = Door(self._trainer, self._quick_s)
         try:
-            return dict(door.look("/v1/state")["round"] or {})
-        except _NO_ANSWER as error:
-            _log.debug("the state cannot be asked for: %s", error)
-            return {}
+            document = door.look("/v1/state")
         finally:
             door.release()
+        now = dict(document["round"] or {})
+        if _over(now, number) is None and document["index"] < word:
+            raise Unavailable(f"esperd, which was started a moment ago, is at entry {document['index']}, and the word at {word}")
+        return now
 
-    def _try_to_tell(self, path: str, body: _Json) -> None:
-        door = Door(self._trainer, QUICK_S)
+    def _try_to_tell(self, path: str, body: _Json, quick_s: float) -> None:
+        door = Door(self._trainer, quick_s)
         try:
             door.ask(path, encoded(body))
         except Exception as error:  # also at the interpreter's end, where much is gone
             _log.debug("%s: %s", path, error)
         finally:
             door.release()
+
+
+def _over(now: _Json, number: int) -> Optional[RoundFaulted]:
+    """Return why a round is over, by the one that is open."""
+    if now and now["number"] > number:
+        return RoundFaulted(f"round {number} is over: the trainers connected again, and round {now['number']} is open; end this process")
+    fault = now.get("fault")
+    return error_of_fault(Fault.of(fault)) if fault else None

@@ -12,13 +12,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from types import TracebackType
 from typing import Any, Dict, Optional, Sequence, SupportsFloat, SupportsIndex, Tuple, Type, Union
 
 from esperd import _launch
-from esperd._arguments import GatesArgument, OutcomesArgument, SlotsArgument, configuration_of, fraction, name_of, outcomes_of, text, whole
+from esperd._arguments import GatesArgument, OutcomesArgument, SlotsArgument, configuration_of, fraction, name_of, one_of, outcomes_of, text, whole
 from esperd._calls import Calls
 from esperd._ending import failure_of
 from esperd._family import MAIN, Family
@@ -27,11 +28,15 @@ from esperd._identity import fingerprint as fingerprint_of
 from esperd._identity import identity, socket_path
 from esperd._observed import Observed
 from esperd._slot_calls import SlotCalls
-from esperd._trainer import KEYED, STRICT, Trainer
+from esperd._trainer import KEYED, MODES, ORDERINGS, STRICT, Trainer
 from esperd._unnumbered import Busy
 from esperd.values import Fence, Session, Slot
 
 __all__ = ["Client", "connect"]
+
+_SLOTS_SHOWN_MAX = 16
+
+_log = logging.getLogger("esperd")
 
 
 def connect(
@@ -76,8 +81,10 @@ def connect(
             order, or leave some out, which is recorded.
         on_fatal: called with a :class:`RoundFaulted`, in a thread of its own, as
             soon as the round is over because the ranks did not make the same
-            calls, or because a rank's trainer is gone: the place to end the process or its process group, which may
-            be waiting in a collective that never completes.
+            calls, or because a rank's trainer is gone: the place to end the
+            process or its process group, which may be waiting in a collective
+            that never completes. It is not called on the rank whose own call
+            ended the round: that call raises, and says more.
         run_id: the run that this trainer believes to be in. None: ESPERD_RUN_ID,
             else any.
         fingerprint: tells one rendezvous from another, the same on all ranks.
@@ -89,11 +96,17 @@ def connect(
             :class:`Unavailable` is raised. As long as it lives, a call waits: it
             is esperd that gives up, after 15 minutes, and says who is missing.
 
+    The log of a run outlives its trainers. Where it is not a fresh one, a line
+    at level INFO of the logger ``esperd`` says what is in it;
+    :meth:`Client.reset` starts the model anew.
+
     Raises:
         ConfigMismatch: rank, world size, run or model are not esperd's.
         DecisionTimeout: not all ranks connected.
         Unavailable: there is no esperd; the text says how to start one.
+        ValueError: mode or ordering is none of those above.
     """
+    mode, ordering = one_of("mode", mode, MODES), one_of("ordering", ordering, ORDERINGS)
     env = os.environ
     who = identity(rank, world_size, env)
     trainer = Trainer(
@@ -106,14 +119,28 @@ def connect(
         away_timeout_s=float(away_timeout),
         answer_timeout_s=float(answer_timeout),
         pid=os.getpid(),
-        mode=text("mode", mode),
-        ordering=text("ordering", ordering),
+        mode=mode,
+        ordering=ordering,
     )
     family = Family(trainer, Client)
     client = family.open(MAIN, configuration_of(slots, gates, auto_forward))
     family.opened()
     family.watch = watch(trainer, client.session.round, on_fatal)
+    _tell_of_before(client)
     return client
+
+
+def _tell_of_before(client: "Client") -> None:
+    """Say what trainers before this one have left in the log, if they have."""
+    session, slots = client.session, client.slots().values()
+    if session.epoch < 0 and session.generation == 1 and not any(s.germinations for s in slots):
+        return
+    held = [f"{s.name} {s.stage}" for s in slots if s.stage != "DORMANT"]
+    if len(held) > _SLOTS_SHOWN_MAX:
+        held[_SLOTS_SHOWN_MAX:] = [f"and {len(held) - _SLOTS_SHOWN_MAX} more"]
+    epoch = f"epoch {session.epoch}" if session.epoch >= 0 else "no epoch yet"
+    what = ", ".join(held) or "all slots DORMANT"
+    _log.info("run %s goes on where its log ends: generation %d, %s, %s", session.run_id, session.generation, epoch, what)
 
 
 class Client(SlotCalls):
@@ -174,17 +201,17 @@ class Client(SlotCalls):
         """Return the client of another model of this trainer.
 
         It has numbers and a connection of its own, so each model may have a
-        thread of its own. Without slots, gates and auto_forward it is configured
-        as this one. Every rank opens the same models; a name that is open
-        already gives the client that it has.
+        thread of its own. Without slots, gates and auto_forward a new one is
+        configured as this one, and a name that is open already gives the client
+        that it has. Every rank opens the same models.
 
         Raises:
             ConfigMismatch: the log's configuration of the model is another one.
             Refused: the model is open with another configuration.
         """
         self._family.trainer.check_process()
-        configuration = configuration_of(slots, gates, auto_forward) or self._family.configuration(self._name)
-        return self._family.open(name_of("model", name), configuration)
+        configuration = configuration_of(slots, gates, auto_forward)
+        return self._family.open(name_of("model", name), configuration, preset=self._family.configuration(self._name))
 
     def step_epoch(self, epoch: SupportsIndex, *, outcomes: Optional[OutcomesArgument] = None) -> Fence:
         """Close an epoch: tick every alpha ramp and cooldown, once for all ranks.

@@ -24,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Protocol, SupportsIndex, Tuple
 
 from esperd._slot_objects import COOLDOWN, SlotDrift, config_of, differences, named, readings_of, replaced, same, stage_of
+from esperd._trainer import KEYED
 from esperd.client import Client
 from esperd.errors import Refused
 from esperd.values import Fence, Slot
@@ -51,10 +52,16 @@ class SlotGroup(Mapping[str, "ReplicatedSlot"]):
                 that the trainer steps each epoch, and no others.
 
         Raises:
-            Refused: the model has no slot of that name.
+            Refused: the model has no slot of that name, or the client's mode is
+                not keyed.
             SlotDrift: a slot is not as the log has it, such as an empty one for
                 which the log has a seed from before a restart.
         """
+        if ep.mode != KEYED:
+            raise Refused(
+                f'SlotGroup: expected a client of the mode keyed, in which every rank makes the same calls, got one of the mode {ep.mode}: '
+                'connect with mode="keyed"'
+            )
         self._ep = ep
         self._epoch = ep.session.epoch
         self._slots = {name: ReplicatedSlot(self, name, slot) for name, slot in slots.items()}

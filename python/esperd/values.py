@@ -16,7 +16,7 @@ alphas from 0 to 1, ramps in ticks (one each epoch step).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple, Type, TypeVar
 
 __all__ = [
     "Change",
@@ -37,6 +37,17 @@ __all__ = [
 ]
 
 _Json = Dict[str, Any]
+_T = TypeVar("_T")
+
+_LIVING = ("GERMINATED", "TRAINING", "BLENDING", "HOLDING", "FOSSILIZED")  # as a seed goes through them
+
+
+def _made(cls: Type[_T], **fields: Any) -> _T:
+    """Return cls(**fields), which are all that it has: for each of a frozen
+    dataclass's its own __init__ makes a call."""
+    new = object.__new__(cls)
+    new.__dict__.update(fields)
+    return new
 
 
 def _number(v: Any) -> float:
@@ -93,7 +104,8 @@ class Outcome:
     Attributes:
         stage: the seed's after it; DORMANT: the slot is empty.
         alpha: 0 to 1.
-        passed: the gate's result; None: no gate was asked.
+        passed: the gate result that the trainer acted on; None: no gate was
+            asked.
     """
 
     stage: str
@@ -193,7 +205,15 @@ class Verdict:
 
     @classmethod
     def of(cls, d: _Json) -> Verdict:
-        return cls(d["gate"], d["passed"], _number(d["score"]), tuple(d["checks_passed"]), tuple(d["checks_failed"]), d["message"])
+        return _made(
+            cls,
+            gate=d["gate"],
+            passed=d["passed"],
+            score=_number(d["score"]),
+            checks_passed=tuple(d["checks_passed"]),
+            checks_failed=tuple(d["checks_failed"]),
+            message=d["message"],
+        )
 
 
 @dataclass(frozen=True)
@@ -229,7 +249,8 @@ class Decision:
     @classmethod
     def of(cls, d: _Json) -> Decision:
         local = d.get("local")
-        return cls(
+        return _made(
+            cls,
             gate=d["gate"],
             passed=d["passed"],
             score=_number(d["score"]),
@@ -262,7 +283,17 @@ class Done:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of a slot between two fences, whoever asked for it."""
+    """What became of a slot between two fences, whoever asked for it.
+
+    Stages may have been skipped. So remove a module where ``ends``, then make
+    one where ``begins``, then set the alpha of the one that is there, if any.
+
+    Attributes:
+        seed: germination count of the slot; 0 after a reset.
+        blueprint: of the seed in the slot, else of the one that is gone.
+        frozen: the seed's parameters are not to be trained: its alpha ramps
+            down.
+    """
 
     slot: str
     seed: int
@@ -270,11 +301,40 @@ class Change:
     stage: str
     alpha_from: float
     alpha: float
-    frozen: bool  # the seed's parameters are not to be trained: its alpha ramps down
+    frozen: bool
+    blueprint: str = ""
+
+    @property
+    def begins(self) -> bool:
+        """The slot holds a living seed (GERMINATED to FOSSILIZED), and held none,
+        or another one, at the last fence: its module is to be made."""
+        return self.stage in _LIVING and (self.stage_from not in _LIVING or self._replaced)
+
+    @property
+    def ends(self) -> bool:
+        """The slot held a living seed at the last fence, and that one is gone:
+        pruned, reset, or replaced. Its module is to be removed."""
+        return self.stage_from in _LIVING and (self.stage not in _LIVING or self._replaced)
+
+    @property
+    def _replaced(self) -> bool:
+        """Of two living ones: no seed goes back, except from HOLDING to BLENDING."""
+        before, now = _LIVING.index(self.stage_from), _LIVING.index(self.stage)
+        return now < before and (self.stage_from, self.stage) != ("HOLDING", "BLENDING")
 
     @classmethod
     def of(cls, d: _Json) -> Change:
-        return cls(d["slot"], d["seed"], d["from"], d["to"], _number(d["alpha_from"]), _number(d["alpha"]), d["frozen"])
+        return _made(
+            cls,
+            slot=d["slot"],
+            seed=d["seed"],
+            stage_from=d["from"],
+            stage=d["to"],
+            alpha_from=_number(d["alpha_from"]),
+            alpha=_number(d["alpha"]),
+            frozen=d["frozen"],
+            blueprint=d.get("blueprint", ""),
+        )
 
 
 @dataclass(frozen=True)
@@ -292,8 +352,17 @@ class Controller:
 
     @classmethod
     def of(cls, d: _Json) -> Controller:
-        alpha, start, target = (_number(d[k]) for k in ("alpha", "start", "target"))
-        return cls(alpha, start, target, d["mode"], d["curve"], _number(d["steepness"]), d["total"], d["done"])
+        return _made(
+            cls,
+            alpha=_number(d["alpha"]),
+            start=_number(d["start"]),
+            target=_number(d["target"]),
+            mode=d["mode"],
+            curve=d["curve"],
+            steepness=_number(d["steepness"]),
+            total=d["total"],
+            done=d["done"],
+        )
 
 
 @dataclass(frozen=True)
@@ -316,7 +385,8 @@ class Metrics:
 
     @classmethod
     def of(cls, d: _Json) -> Metrics:
-        return cls(
+        return _made(
+            cls,
             epochs=d["epochs"],
             epochs_in_stage=d["epochs_in_stage"],
             accuracy=_number(d["accuracy"]),
@@ -362,7 +432,8 @@ class Slot:
     @classmethod
     def of(cls, d: _Json) -> Slot:
         controller, metrics = d.get("controller"), d.get("metrics")
-        return cls(
+        return _made(
+            cls,
             name=d["name"],
             stage=d["stage"],
             alpha=_number(d["alpha"]),
@@ -400,7 +471,24 @@ class Fence:
 
     @classmethod
     def of(cls, d: _Json) -> Fence:
-        return cls(d["epoch"], d["index"], tuple(Change.of(c) for c in d["changes"]), slots_of(d))
+        # A Slot for each of hundreds takes longer than the fence, and few trainers look at them.
+        changes, slots = tuple([Change.of(c) for c in d["changes"]]), d["slots"]
+        return _made(cls, epoch=d["epoch"], index=d["index"], changes=changes, _unread=slots)
+
+    if not TYPE_CHECKING:  # else every name would pass
+
+        def __getattr__(self, name):
+            """Read the slots when they are looked at."""
+            unread = self.__dict__.get("_unread")
+            if name != "slots" or unread is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            try:
+                slots = self.__dict__["slots"] = slots_of({"slots": unread})
+            except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+                from esperd.errors import EsperdError  # which needs this module
+
+                raise EsperdError(f"entry {self.index} came with slots that this client does not understand: {type(error).__name__}: {error}") from error
+            return slots
 
 
 @dataclass(frozen=True)

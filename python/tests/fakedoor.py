@@ -147,7 +147,7 @@ class FakeDoor:
         model = request.body.get("model", "main")
         other = {"health": {"status": "ok"}, "busy": {"ok": True}, "close": {"ok": True}, "requests": {"index": 77}}.get(request.kind)
         if request.kind == "get":
-            other = {"index": 9, "round": {"number": 3}}
+            other = {"index": 99, "round": {"number": 3}}
         if request.kind == "session":
             other = self.session(model, request.body.get("answered", 0))
         if other is not None:

@@ -101,11 +101,14 @@ class Follow(DoorTest):
         ep.step_epoch(0)
         self.assertEqual([(r.body["call"], len(r.body["observations"])) for r in self.door.called()], [(1, 1), (1, 1)], "its number is free")
 
-    def test_what_is_no_mode_is_for_esperd_to_say(self):
-        self.door.play(problem("invalid-input", 422), at="session")
-        self.assertRaises(esperd.Refused, self.connect, mode="lead")
+    def test_what_is_no_mode_is_not_sent(self):
+        for wrong, text in (({"mode": "lead"}, "mode: expected 'keyed', 'follow' or 'observe', got 'lead'"),
+                            ({"ordering": ""}, "ordering: expected 'strict' or 'warn', got ''")):
+            with self.assertRaisesRegex(ValueError, text):
+                esperd.connect("/nobody/serves/this", **wrong)
         self.assertRaises(TypeError, self.connect, mode=None)
         self.assertRaises(TypeError, self.connect, ordering=1)
+        self.assertEqual(self.door.sessions(), [])
 
 
 class Reset(DoorTest):
@@ -130,7 +133,7 @@ class Observe(DoorTest):
     def setUp(self):
         super().setUp()
         logging.getLogger("esperd").setLevel(logging.WARNING)
-        for name, value in (("_RETRY_MIN_S", 0.2), ("_RETRY_MAX_S", 0.2), ("_OPEN_S", 0.3), ("QUICK_S", 0.3)):
+        for name, value in (("_RETRY_MIN_S", 0.2), ("_RETRY_MAX_S", 0.2), ("_OPEN_S", 0.3), ("OBSERVED_S", 0.3)):
             self.addCleanup(setattr, _observed, name, getattr(_observed, name))
             setattr(_observed, name, value)
 
@@ -240,7 +243,8 @@ class Observe(DoorTest):
             self.assertEqual(ep.request("prune", slot="r0c0"), 0)
             ep.advance("r0c0", outcome=Outcome("TRAINING"))
         self.assertEqual(self.numbers(), [1, 1, 1, 1, 2, 2, 3], "diverged leaves it open, so it is told again; an entry takes the number")
-        self.assertEqual(len(logs.output), 1)
+        kinds = ("what round-faulted", "what not-authority", "what diverged", "what illegal-transition", "what invalid-input", "has no slot", "what not-authority")
+        self.assertEqual([[k for k in kinds if k in line][:1] for line in logs.output], [[k] for k in kinds], "each once")
 
     def test_an_answer_that_nobody_understands_fails_nothing(self):
         ep = self.observe()
@@ -314,7 +318,92 @@ class Observe(DoorTest):
         time.sleep(0.25)
         self.assertEqual(other.step_epoch(9, outcomes={}).index, 10)
         self.assertEqual([(r.body["model"], r.body["call"]) for r in self.door.called()], [("other", 1)])
-        self.assertNotIn("answered", self.door.sessions()[-1].body)
+        self.assertEqual([r.body.get("answered") for r in self.door.sessions() if r.body["model"] == "other"], [None, None, 0], "it says that calls are missing")
+
+    def told(self):
+        return [(r.op, r.body.get("answered", r.body.get("call"))) for r in self.door.requests if r.kind in ("session", "call")]
+
+    def test_esperd_hears_that_calls_are_missing(self):
+        ep = self.observe()
+        ep.step_epoch(0, outcomes={})
+        self.door.shut()
+        with self.outage():
+            for epoch in (1, 2):
+                ep.step_epoch(epoch, outcomes={})
+        self.door.open()
+        time.sleep(0.25)
+        for epoch in (3, 4):
+            ep.step_epoch(epoch, outcomes={})
+        self.assertEqual(self.told(), [("session", None), ("step", 1), ("session", 1), ("step", 2), ("session", 2), ("step", 3), ("step", 4)],
+                         "call 2 was made before the ones that are missing")
+        self.assertEqual([(s.body.get("fences"), s.body.get("fence_index")) for s in self.door.sessions()], [(None, None), (1, 10), (2, 10)])
+
+    def test_also_over_a_connection_that_is_up(self):
+        ep = self.observe()
+        self.door.play(hang, at="requests")
+        with self.outage():
+            self.assertEqual(ep.request("prune", slot="r0c0"), 0)
+            self.assertEqual(ep.step_epoch(0, outcomes={}).index, 10, "what has no number keeps no call from being told")
+            self.door.play(*[problem("unavailable", 503)] * 9)
+            ep.step_epoch(1, outcomes={})
+        ep.advance("r0c0", outcome=Outcome("TRAINING"))
+        time.sleep(0.25)
+        self.door.requests.clear()
+        self.door._tricks["call"].clear()
+        for epoch in (2, 3):
+            ep.step_epoch(epoch, outcomes={})
+        self.assertEqual(self.told(), [("session", 1), ("step", 2), ("session", 2), ("step", 3), ("step", 4)])
+        self.door.play(problem("invalid-input", 422))
+        with self.outage():
+            ep.step_epoch(4, outcomes={})
+        self.door.requests.clear()
+        ep.step_epoch(5, outcomes={})
+        self.assertEqual(self.told(), [("session", 4), ("step", 5)], "the one that was refused is missing")
+
+    def test_a_pause_in_which_nothing_is_called_misses_nothing(self):
+        ep = self.observe()
+        self.door.shut()
+        with self.outage():
+            ep.step_epoch(0, outcomes={})
+        self.door.open()
+        time.sleep(0.25)
+        self.door.requests.clear()
+        ep.step_epoch(1, outcomes={})
+        self.assertEqual(self.told(), [("session", 0), ("step", 1), ("step", 2)])
+
+    def test_each_outage_is_a_warning(self):
+        ep = self.observe()
+        self.door.play(problem("not-authority", 403), at="requests")
+        with self.outage() as logs:
+            ep.request("prune", slot="r0c0")
+            for outage in (0, 2, 4):
+                self.door.shut()
+                ep.step_epoch(outage, outcomes={})
+                time.sleep(0.25)
+                ep.step_epoch(outage, outcomes={})
+                ep.request("prune", slot="r0c0")
+                self.door.open()
+                time.sleep(0.25)
+                self.assertEqual(ep.step_epoch(outage + 1, outcomes={}).index, 10)
+        self.assertEqual(["not-authority" in line for line in logs.output], [True, False, False, False])
+
+    def test_one_that_is_stopped_is_asked_for_little(self):
+        _observed._RETRY_MIN_S = 60.0
+        ep = self.observe()
+        busy = ep.busy("evaluation", 60)
+        for kind in ("call", "session", "busy", "get", "requests"):
+            self.door.play(*[hang] * 9, at=kind)
+        began = time.monotonic()
+        with self.outage():
+            ep.step_epoch(0, outcomes={})
+        ep._calls.word = memoryview(b"\1" * 8).cast("Q")
+        for _ in range(20):
+            self.assertTrue(ep.check())
+            busy.done()
+            ep.busy("evaluation", 1)
+            ep.request("prune", slot="r0c0")
+        self.assertLess(time.monotonic() - began, 2)
+        self.assertEqual(self.door.of("get") + self.door.of("requests"), [])
 
 
 if __name__ == "__main__":

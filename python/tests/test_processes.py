@@ -95,6 +95,14 @@ class Processes(DoorTest):
         with self.assertRaisesRegex(esperd.Refused, "open with another configuration"):
             ep.model("other", slots=["x"])
 
+    def test_an_open_model_is_found_by_its_name(self):
+        ep = self.connect(slots=["r0c0"])
+        critic = ep.model("critic", slots=["r0c1"], auto_forward=["G1"])
+        self.assertIs(ep.model("critic"), critic)
+        self.assertIs(critic.model("main"), ep)
+        critic.model("third")
+        self.assertEqual([r.body["slots"][0]["name"] for r in self.door.sessions()], ["r0c0", "r0c1", "r0c1"], "a new one is configured as who opens it")
+
     def test_a_model_that_did_not_open_may_be_opened_again(self):
         ep = self.connect()
         self.door.play(problem("config-mismatch", 409), at="session")
@@ -186,6 +194,17 @@ class Watching(DoorTest):
         ep.close()
         self.assertFalse(ep._family.watch.is_alive())
         self.assertEqual(told, [])
+
+    def test_who_ended_the_round_is_told_by_its_call(self):
+        told, own = [], {**self.FAULT, "rank": 1}
+        for tricks in ([self.state(own)], [self.state(), self.entries({"type": "round_faulted", **own})]):
+            self.door.play(*tricks, at="get")
+            ep = self.connect(on_fatal=told.append)
+            ep._family.watch.join(10)
+            self.assertFalse(ep._family.watch.is_alive())
+        self.assertEqual(told, [])
+        gone = {**own, "code": "unavailable", "reason": "process 7 ended"}
+        self.assertIn("the trainer of rank 1 is gone: process 7 ended", str(self.told(self.state(gone))), "by no call of its own")
 
     def test_a_callback_that_fails_is_logged(self):
         self.door.play(self.state(self.FAULT), at="get")

@@ -364,6 +364,11 @@ class OneRank(SlotsTest):
             SlotGroup(self.ep, {"x": FakeSlot("x")})
         self.assertEqual(caught.exception.code, "unknown-slot")
 
+    def test_every_rank_makes_the_calls(self):
+        for mode in ("follow", "observe"):
+            with self.assertRaisesRegex(esperd.Refused, f'expected a client of the mode keyed, .* got one of the mode {mode}: connect with mode="keyed"'):
+                SlotGroup(SimpleNamespace(mode=mode), self.own[0])
+
     def test_a_slot_that_drifts_is_named(self):
         self.grow(Stage.BLENDING)
         self.inner.set_alpha(0.3)
@@ -372,6 +377,7 @@ class OneRank(SlotsTest):
         self.assertEqual(str(caught.exception), "slot-drift: slot r0c0 of model main is not as the log has it, on rank 0: alpha is 0.3 here and 0.25 in "
                                                 "the log; ramp's alpha is 0.3 here and 0.25 in the log. Expected every call that changes it on its "
                                                 "ReplicatedSlot, and no state restored into it alone")
+        self.assertEqual((SlotDrift.__module__, SlotDrift.__name__), ("esperd.slots", "SlotDrift"))
         self.assertRaises(SlotDrift, self.group.step_epoch)
         self.inner.set_alpha(0.25)
         self.inner.state.alpha_controller.alpha_target = 0.5

@@ -207,7 +207,7 @@ class Requests(Together):
         def train(rank):
             if rank == 0:
                 with clients[0].busy("evaluation", 600):
-                    time.sleep(2)
+                    time.sleep(1.5)  # longer than the wait for a decision, and ends within another one
             return clients[rank].step_epoch(0)
 
         one, other = world.on_all(train)
@@ -304,15 +304,23 @@ class Ending(Together):
 
     def test_one_that_ends_in_order_ends_nothing(self):
         world = World(self, 2)
-        for lines in ([], ["ep.close()"], ["with ep: pass", "os._exit(0)"]):
-            ep, process, told = self.train(world, "ep.step_epoch(0)", *lines)
-            ep.step_epoch(0)
+        for epoch, lines in enumerate(([], ["ep.close()"], ["with ep: pass", "os._exit(0)"])):
+            ep, process, told = self.train(world, f"ep.step_epoch({epoch})", *lines)
+            ep.step_epoch(epoch)
             process.wait(20)
-            time.sleep(0.3)
-            ep.germinate("r0c0", "conv")
+            time.sleep(0.5)
+            self.assertFalse(ep.check())
             self.assertEqual(told, [])
-            ep.reset()
             ep.close()
+
+    def test_a_call_that_an_ended_rank_does_not_make(self):
+        world = World(self, 2)
+        ep, process, told = self.train(world, "ep.step_epoch(0)")
+        ep.step_epoch(0)
+        process.wait(20)
+        time.sleep(0.5)
+        with self.assertRaisesRegex(esperd.RoundFaulted, "the trainer of rank 1 is gone: it closed its session in order, and rank 0 goes on with call 2, step_epoch"):
+            ep.step_epoch(1)
 
 
 if __name__ == "__main__":

@@ -189,8 +189,8 @@ class Exit(DoorTest):
         file = os.path.join(os.path.dirname(self.door.path), "train.py")
         with open(file, "w") as f:
             f.write(script)
-        command = {"script": [file], "module": ["-m", "train"], "command": ["-c", script]}[how]
-        done = subprocess.run([python, *command], cwd=os.path.dirname(file), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
+        command = {"script": [file], "module": ["-m", "train"], "command": ["-c", script], "prompt": ["-i", file]}[how]
+        done = subprocess.run([python, *command], cwd=os.path.dirname(file), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
                               env={**os.environ, "PYTHONPATH": PYTHON_DIR})
         if status is not None:
             self.assertEqual(done.returncode, status, done.stderr)
@@ -209,6 +209,29 @@ class Exit(DoorTest):
         self.assertEqual(self.run_script("raise KeyboardInterrupt", how="command"), ["KeyboardInterrupt"])
         self.assertEqual(self.run_script("with ep: raise ValueError('first')", status=1), ["ValueError: first"])
         self.assertEqual(self.run_script("raise esperd.RoundFaulted('x')", status=1), [""], "the round is over as it is")
+
+    def test_an_exception_while_another_thread_waits_in_a_call(self):
+        starts = ("import threading; threading.Thread(target=train).start()", "from concurrent.futures import ThreadPoolExecutor; pool = ThreadPoolExecutor(); pool.submit(train)")
+        for start in starts:
+            with self.subTest(start=start):
+                self.door.play(hang)
+                began = time.monotonic()
+                said = self.run_script("import time", "def train(): ep.model('other').step_epoch(0)", start, "time.sleep(0.3)", "raise ValueError('loss')", status=1)
+                self.assertEqual(said, ["ValueError: loss"])
+                self.assertLess(time.monotonic() - began, 10)
+
+    def test_one_that_does_not_end_the_interpreter(self):
+        waits = ["import threading, time", "done = threading.Event()", "threading.Thread(target=done.wait, args=(1,)).start()"]
+        logged = ["try: 1 / 0", "except ZeroDivisionError: sys.excepthook(*sys.exc_info())", "ep.step_epoch(0)", "done.set()"]
+        self.assertEqual(self.run_script(*waits, *logged, status=0), [""])
+        self.assertEqual(self.run_script(*waits, "1 / 0", how="prompt", status=0), [""])
+
+    def test_other_hooks_stay(self):
+        other = ["ep.close()", "def other(*a): print('other', file=sys.stderr)", "sys.excepthook = other", f"own = esperd.connect({self.door.path!r}, rank=1, world_size=2)"]
+        self.assertEqual(self.run_script(*other, "own.close()", "assert sys.excepthook is other", status=0), ["", ""])
+        around = ["inner = sys.excepthook", "sys.excepthook = lambda *a: inner(*a)", "own.close()", f"again = esperd.connect({self.door.path!r}, rank=1, world_size=2)"]
+        self.assertEqual(self.run_script(*other, *around, "raise ValueError('x')", status=1), ["", "", "ValueError: x"])
+        self.assertEqual(self.run_script(*other, "inner = sys.excepthook", "own.close()", "sys.excepthook = inner", "raise ValueError('x')", status=1), ["", ""])
 
     def test_a_forked_worker_says_nothing(self):
         lines = ["pid = os.fork()", "if pid == 0: sys.exit(3)", "os.waitpid(pid, 0)"]

@@ -7,7 +7,8 @@ import threading
 import time
 
 import esperd
-from tests.fakedoor import DoorTest, hang, lose
+from esperd import _unnumbered
+from tests.fakedoor import DoorTest, hang, lose, problem
 
 
 class Check(DoorTest):
@@ -80,14 +81,61 @@ class Check(DoorTest):
         ep.step_epoch(0, outcomes={})
         self.assertFalse(ep.check(), "its entry is not there yet: what the word is now counts")
 
-    def test_nobody_knows_whether_the_round_is_over(self):
+    OVER = staticmethod(lambda peer, _: peer.answer({"round": {"number": 4}}))
+    NOBODY_KNOWS = (lose, problem("unavailable", 503), lambda peer, _: peer.answer([]), lambda peer, _: peer.answer({"index": 99, "round": {"number": 3, "fault": 1}}),
+                    lambda peer, _: peer.answer({}, 404), lambda peer, _: peer.answer({"index": 49, "round": {"number": 3}}), lambda peer, _: peer.answer({"index": "x", "round": None}))
+
+    def look_again_after(self, seconds, rest=0):
+        for name, value in (("_LOOK_AGAIN_S", seconds), ("_LOOK_REST", rest)):
+            self.addCleanup(setattr, _unnumbered, name, getattr(_unnumbered, name))
+            setattr(_unnumbered, name, value)
+
+    def test_a_look_that_failed_is_repeated(self):
+        self.look_again_after(0)
         ep = self.connect()
-        for i, trick in enumerate((lose, lambda peer, _: peer.answer([]), lambda peer, _: peer.answer({"round": {"fault": 1}}), lambda peer, _: peer.answer({}, 404))):
-            self.set(50 + i)
-            self.door.play(trick, at="get")
+        self.set(50)  # by the last entry there is
+        self.door.play(*self.NOBODY_KNOWS, at="get")
+        for looks in range(len(self.NOBODY_KNOWS)):
             self.assertTrue(ep.check())
+            self.assertEqual(len(self.states()), looks + 1)
+        self.door.play(self.OVER, at="get")
+        for _ in range(2):
+            self.assertRaises(esperd.RoundFaulted, ep.check)
+        self.assertEqual(len(self.states()), len(self.NOBODY_KNOWS) + 1)
+
+    def test_but_not_at_once(self):
+        self.look_again_after(60)
+        ep = self.connect()
+        self.set(50)
+        self.door.play(lose, self.OVER, at="get")
+        for _ in range(10):
             self.assertTrue(ep.check())
-        self.assertEqual(len(self.states()), 4)
+            self.set(51)
+        self.assertEqual(len(self.states()), 1)
+        ep._calls.unnumbered._look_at -= 61
+        self.assertRaises(esperd.RoundFaulted, ep.check)
+
+    def test_one_that_waited_rests_for_longer(self):
+        self.look_again_after(0, rest=1000)
+        self.addCleanup(setattr, _unnumbered, "QUICK_S", _unnumbered.QUICK_S)
+        _unnumbered.QUICK_S = 0.1
+        ep = self.connect()
+        self.set(50)
+        self.door.play(hang, self.OVER, at="get")
+        began = time.monotonic()
+        for _ in range(100):
+            self.assertTrue(ep.check())
+        self.assertLess(time.monotonic() - began, 1)
+        self.assertEqual(len(self.states()), 1)
+
+    def test_a_round_that_is_over_stays_so(self):
+        ep = self.connect()
+        self.set(50)
+        self.door.play(self.OVER, lose, at="get")
+        self.assertRaises(esperd.RoundFaulted, ep.check)
+        self.set(51)
+        self.assertRaises(esperd.RoundFaulted, ep.check)
+        self.assertEqual(len(self.states()), 2)
 
     def test_it_waits_for_no_call(self):
         ep = self.connect()

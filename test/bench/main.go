@@ -50,7 +50,7 @@ func main() {
 	flag.IntVar(&s.warmup, "warmup", 100, "operations of a system before its first block")
 	flag.DurationVar(&s.pause, "pause", 0, "between two operations; a trainer's are rare")
 	flag.StringVar(&ranks, "ranks", "", "world sizes; default 2,3,4,8, with -python 2,4,8. etcd has a watcher for each rank where there are 3 or more")
-	flag.StringVar(&stores, "log-store", "boltdb,wal", "raft logs of esperd")
+	flag.StringVar(&stores, "log-store", "wal,boltdb", "raft logs of esperd; the first one also relaxed, from Python")
 	flag.StringVar(&s.dir, "dir", "", "where to write, on a disk; default: a new directory beside the repository")
 	flag.StringVar(&s.report, "report", "", "markdown file whose marked part is replaced by the results")
 	flag.Float64Var(&s.target, "target", 1.0, "highest ratio that passes: to etcd at 3 ranks, to a broadcast at 4 and more")

@@ -1,0 +1,38 @@
+package replica
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/esperd/esperd/events"
+)
+
+// A fault that no entry can hold is refused at once, on the leader and elsewhere:
+// trying again would not help.
+func TestFaultThatNoEntryCanHold(t *testing.T) {
+	inMemWorld(t, 2, func(t *testing.T, w *memWorld) {
+		key := events.Key{Round: 1, Model: "main", Op: events.OpFence, Call: 3}
+		good := events.RoundFaulted{Round: 1, Code: events.CodeUnavailable, Rank: 1, Node: w.nodes[1].ID(), Got: key, Want: key}
+		for name, spoil := range map[string]func(*events.RoundFaulted){
+			"a name":   func(f *events.RoundFaulted) { f.Got.Slot = "\xff" },
+			"an op":    func(f *events.RoundFaulted) { f.Got.Op = "no such" },
+			"its size": func(f *events.RoundFaulted) { f.GotSite = strings.Repeat("x", events.MaxEntryBytes) },
+		} {
+			for _, n := range w.nodes {
+				bad, began := good, time.Now()
+				spoil(&bad)
+				var refused *Error
+				require.ErrorAs(t, n.Fault(t.Context(), bad), &refused, name)
+				require.Equal(t, events.CodeInvalidInput, refused.Code, name)
+				require.Less(t, time.Since(began), time.Second, name)
+			}
+		}
+		require.Nil(t, w.nodes[0].State().Round.Fault)
+		require.NoError(t, w.nodes[1].Fault(t.Context(), good))
+		w.settle()
+		require.Equal(t, &good, w.nodes[0].State().Round.Fault)
+	})
+}
