@@ -255,10 +255,10 @@ func TestAGoodbyeIsFinal(t *testing.T) {
 	at.connect().ok(t)
 	(<-opens).ok(t)
 	p.returns().refused(t, events.CodeNotAuthority)
-	require.NoError(t, j.log.Node(1).WriteReports())
 	p.ends()
 	j.stop(1)
 	require.Nil(t, j.fault())
+	require.Equal(t, uint64(1), j.log.Node(1).State().Round.Tally(1).Ended)
 	j.start(1)
 	p.trainer.http = j.http(1)
 	p.returns().refused(t, events.CodeNotAuthority) // the log knows
