@@ -118,6 +118,9 @@ func environment(home string, more ...string) []string {
 	return append(append(env, "HOME="+home), more...)
 }
 
+// given are the ports that jobs of this process have; it is used by one goroutine.
+var given = map[string]bool{}
+
 // freePorts finds loopback ports below the range that systems give out by
 // themselves, so that nobody else takes one between here and its use.
 func freePorts(n int) ([]string, error) {
@@ -126,6 +129,9 @@ func freePorts(n int) ([]string, error) {
 	start := mathrand.IntN(span)
 	for i := range span {
 		port := strconv.Itoa(low + (start+i)%span)
+		if given[port] { // to a job that may not have opened it yet
+			continue
+		}
 		l, err := net.Listen("tcp", "127.0.0.1:"+port)
 		if err != nil {
 			continue
@@ -133,6 +139,7 @@ func freePorts(n int) ([]string, error) {
 		if err := l.Close(); err != nil {
 			return nil, err
 		}
+		given[port] = true
 		if ports = append(ports, port); len(ports) == n {
 			return ports, nil
 		}
