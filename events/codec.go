@@ -142,7 +142,7 @@ func peekVersion(b []byte) (uint64, bool) {
 // The closed vocabularies that are strings: decoding refuses any other.
 var (
 	gateNames = []Gate{G0, G1, G2, G3, G5}
-	opNames   = []Op{OpConfigure, OpGerminate, OpAdvance, OpVerdict, OpPrune, OpSchedulePrune, OpAlphaTarget, OpStepEpoch, OpFence, OpReset}
+	opNames   = []Op{OpConfigure, OpGerminate, OpAdvance, OpVerdict, OpPrune, OpSchedulePrune, OpAlphaTarget, OpStepEpoch, OpFence, OpReset, OpResume}
 	codeNames = []Code{CodeOrderMismatch, CodeMissingCall, CodeRoundFaulted, CodeDecisionTimeout, CodeNotAuthority,
 		CodeIllegalTransition, CodeUnknownSlot, CodeConfigMismatch, CodeMarkMismatch, CodeInvalidInput, CodeDiverged, CodeUnavailable}
 

@@ -157,6 +157,9 @@ func TestGoldenEntries(t *testing.T) {
 	reset := inOrder().entry(slices.Index(payloadNames, "configured"))
 	reset.Key.Op = OpReset
 	add("configured.2", reset)
+	refused := inOrder().entry(slices.Index(payloadNames, "refused"))
+	refused.Key.Op = OpResume
+	add("refused.3", refused)
 	golden(t, "entries.hex", encoded)
 	golden(t, "events.ndjson", asJSON)
 }

@@ -17,9 +17,10 @@ const (
 	KindReport     Kind = 5 // what ranks told the leader; touches no slot
 	KindFault      Kind = 6 // the round is over: ranks did not make the same calls
 	KindRequest    Kind = 7 // somebody asks for something at the next fence
+	KindRecover    Kind = 8 // the log goes on under a new lineage, from one copy that was left
 )
 
-var kindNames = []string{"", "found", "membership", "round", "call", "report", "fault", "request"}
+var kindNames = []string{"", "found", "membership", "round", "call", "report", "fault", "request", "recover"}
 
 // String returns the kind's name.
 func (k Kind) String() string { return enumName(kindNames, uint8(k), "Kind") }

@@ -3,7 +3,6 @@ package events
 import (
 	"cmp"
 	"fmt"
-	"slices"
 )
 
 // An Event is one fact: exactly one of its fields is set. The number of a field
@@ -38,27 +37,10 @@ type Event struct {
 	Fact           *Fact           `cbor:"25,keyasint,omitempty"`
 	OutcomeDiffers *OutcomeDiffers `cbor:"26,keyasint,omitempty"`
 	TrainerEnded   *TrainerEnded   `cbor:"27,keyasint,omitempty"`
-}
 
-// VersionOf returns the first entry format that can say what e says. A round of
-// another mode than keyed counts as newer, so that it is refused as a whole where
-// a node knows no such mode, rather than its calls one by one.
-func VersionOf(e *Entry) uint64 {
-	newer := e.Kind >= KindRequest || e.Key != nil && e.Key.Op == OpReset
-	for i := range e.Events {
-		ev := &e.Events[i]
-		newer = newer || ev.Requested != nil || ev.RequestDone != nil || ev.Mismatched != nil || ev.Fact != nil || ev.OutcomeDiffers != nil || ev.TrainerEnded != nil
-		if f := ev.RoundFaulted; f != nil {
-			newer = newer || f.Reason != "" || f.Got.Op == OpReset || f.Want.Op == OpReset
-		}
-		if r := ev.RoundOpened; r != nil {
-			newer = newer || slices.ContainsFunc(r.Members, func(m Member) bool { return m.Mode == ModeFollow || m.Mode == ModeObserve })
-		}
-	}
-	if newer {
-		return 2
-	}
-	return 1
+	// Since version 3.
+	Rewound   *Rewound   `cbor:"28,keyasint,omitempty"`
+	Recovered *Recovered `cbor:"29,keyasint,omitempty"`
 }
 
 // Founded gives the log its identity. It is the first event of entry 1.

@@ -33,12 +33,15 @@ func TestVersionOf(t *testing.T) {
 			f.Reason = ""
 		}
 		want := uint64(1)
+		if name == "rewound" || name == "recovered" {
+			want = 3
+		}
 		if slices.Contains(since2, name) {
 			want = 2
 		}
 		require.Equal(t, want, VersionOf(&Entry{Kind: KindCall, Events: []Event{{Fenced: &Fenced{}}, ev}}), name)
 	}
-	reset := Key{Op: OpReset}
+	reset, resume := Key{Op: OpReset}, Key{Op: OpResume}
 	mode := func(m TrainerMode) []Event {
 		return []Event{{RoundOpened: &RoundOpened{Members: []Member{{Mode: m}, {Mode: m}}}}}
 	}
@@ -55,6 +58,10 @@ func TestVersionOf(t *testing.T) {
 		"a reset":                    {Entry{Kind: KindCall, Key: &reset}, 2},
 		"a request":                  {Entry{Kind: KindRequest}, 2},
 		"a trainer that is gone":     {Entry{Kind: KindFault, Events: []Event{{RoundFaulted: &RoundFaulted{Reason: "killed"}}}}, 2},
+		"a resume that was refused":  {Entry{Kind: KindCall, Key: &resume}, 3},
+		"a recovered log":            {Entry{Kind: KindRecover}, 3},
+		"a resume out of order":      {Entry{Kind: KindFault, Events: []Event{{RoundFaulted: &RoundFaulted{Got: resume}}}}, 3},
+		"a resume out of place":      {Entry{Kind: KindReport, Events: []Event{{Mismatched: &Mismatched{Want: resume}}}}, 3},
 		"a reset out of order":       {Entry{Kind: KindFault, Events: []Event{{RoundFaulted: &RoundFaulted{Got: reset}}}}, 2},
 		"a reset that was missed":    {Entry{Kind: KindFault, Events: []Event{{RoundFaulted: &RoundFaulted{Want: reset}}}}, 2},
 	} {

@@ -7,11 +7,6 @@ import (
 	"slices"
 )
 
-// Version is the newest entry format that this build writes and reads. Nodes
-// advertise theirs; a leader writes nothing newer than every node knows. Version
-// 2 added resets, requests, reported mismatches and facts (VersionOf).
-const Version uint64 = 2
-
 // A Stage is where a seed stands in its lifecycle. The codes are those of
 // esper-lite's SeedStage (5 is retired there and unused here).
 type Stage uint8
@@ -101,11 +96,14 @@ const (
 	OpStepEpoch     Op = "step_epoch"
 	OpFence         Op = "fence"
 	OpReset         Op = "reset"
+	OpResume        Op = "resume"
 )
 
 // Fence reports whether op closes a stretch of calls: the points at which every
 // rank must have made the same ones.
-func (op Op) Fence() bool { return op == OpStepEpoch || op == OpFence || op == OpReset }
+func (op Op) Fence() bool {
+	return op == OpStepEpoch || op == OpFence || op == OpReset || op == OpResume
+}
 
 // A Code is the last path element of a problem's type (RFC 9457). Scripts match
 // on it, so a code is never renamed.

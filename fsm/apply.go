@@ -135,6 +135,9 @@ func (s *State) applyCall(e *events.Entry) error {
 			}
 			continue
 		}
+		if ev.Rewound != nil && ev.Rewound.Adopted {
+			s.addAncestor(events.Ancestor{Lineage: ev.Rewound.Lineage})
+		}
 		if m == nil {
 			m = &Model{Name: e.Key.Model, Epoch: -1, FenceN: -1}
 		}
@@ -154,7 +157,7 @@ func (s *State) applyCall(e *events.Entry) error {
 // Closes reports whether an event closes a stretch of calls: the fences of a
 // model are the entries that hold one.
 func Closes(ev *events.Event) bool {
-	return ev.EpochStepped != nil || ev.Fenced != nil || ev.Configured != nil && ev.Configured.Generation > 1
+	return ev.EpochStepped != nil || ev.Fenced != nil || ev.Configured != nil && ev.Configured.Generation > 1 || ev.Rewound != nil
 }
 
 func (s *State) setModel(m *Model) {
@@ -231,7 +234,9 @@ func (s *State) applyBookkeeping(ev *events.Event, e *events.Entry) error {
 	switch {
 	case ev.Founded != nil && e.Kind == events.KindFound:
 		s.Run, s.Lineage, s.Parent = ev.Founded.Run, ev.Founded.Lineage, ev.Founded.Parent
-	case ev.NodeJoined != nil && (e.Kind == events.KindFound || e.Kind == events.KindMembership):
+	case ev.Recovered != nil && e.Kind == events.KindRecover:
+		return s.recovered(ev.Recovered)
+	case ev.NodeJoined != nil && (e.Kind == events.KindFound || e.Kind == events.KindMembership || e.Kind == events.KindRecover):
 		s.setNode(Node{ID: ev.NodeJoined.Node, Version: ev.NodeJoined.Version, Host: ev.NodeJoined.Host})
 	case ev.NodeLeft != nil && e.Kind == events.KindMembership:
 		return s.removeNode(ev.NodeLeft.Node)

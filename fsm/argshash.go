@@ -54,6 +54,8 @@ func ArgsHash(a Args) events.ArgsHash {
 		f.int(a.Epoch)
 	case Fence:
 		f.int(a.N)
+	case Resume:
+		f.str(string(a.Sum[:]))
 	}
 	sum := sha256.Sum256(f.b)
 	return events.ArgsHash(sum[:16])

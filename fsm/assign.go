@@ -60,6 +60,8 @@ func (m *Model) assign(ev *events.Event) (*Model, error) {
 		return m.germinated(ev.Germinated)
 	case ev.Fact != nil:
 		return m.observedFact(ev.Fact)
+	case ev.Rewound != nil:
+		return m.rewound(ev.Rewound)
 	default:
 		return m.assignSeed(ev)
 	}
@@ -121,9 +123,9 @@ func (m *Model) assignSeed(ev *events.Event) (*Model, error) {
 	case ev.AmplitudeSet != nil:
 		seed.Amplitude = ev.AmplitudeSet.Amplitude
 	case ev.PruneScheduled != nil:
-		seed.Pending = &Reason{ev.PruneScheduled.Reason, ev.PruneScheduled.Initiator}
+		seed.Pending = &Reason{Reason: ev.PruneScheduled.Reason, Initiator: ev.PruneScheduled.Initiator}
 	case ev.Pruned != nil:
-		seed.Pruned = &Reason{ev.Pruned.Reason, ev.Pruned.Initiator}
+		seed.Pruned = &Reason{Reason: ev.Pruned.Reason, Initiator: ev.Pruned.Initiator}
 		seed.Pending = nil
 	case ev.Dwelled != nil:
 		seed.Metrics.Epochs = ev.Dwelled.Epochs

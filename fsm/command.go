@@ -93,6 +93,17 @@ type Fence struct {
 // the configuration as it was.
 type Reset struct{}
 
+// Resume takes the model back to a mark: the lifecycle goes on from where the
+// weights are.
+type Resume struct {
+	Mark *events.Mark  `json:"-"`
+	Sum  events.Digest `json:"mark"` // of the mark's bytes: what ranks are compared by
+
+	// Held says that this log holds the mark's entry, with its chain. Who calls
+	// Decide looks it up in the history, which the state does not have.
+	Held bool `json:"-"`
+}
+
 // Op returns the operation that the arguments belong to.
 func (Configure) Op() events.Op     { return events.OpConfigure }
 func (Germinate) Op() events.Op     { return events.OpGerminate }
@@ -104,6 +115,7 @@ func (AlphaTarget) Op() events.Op   { return events.OpAlphaTarget }
 func (StepEpoch) Op() events.Op     { return events.OpStepEpoch }
 func (Fence) Op() events.Op         { return events.OpFence }
 func (Reset) Op() events.Op         { return events.OpReset }
+func (Resume) Op() events.Op        { return events.OpResume }
 
 // Reading is one field of an observation: absent (leave what is known), null
 // (not measured), or a value, which may be non-finite.

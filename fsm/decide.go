@@ -55,7 +55,7 @@ func decide(s *State, c Call) (*turn, error) {
 	if err := checkCall(s, c); err != nil {
 		return nil, err
 	}
-	t := &turn{m: s.Model(c.Key.Model), requests: s.RequestsOf(c.Key.Model)}
+	t := &turn{s: s, m: s.Model(c.Key.Model), requests: s.RequestsOf(c.Key.Model)}
 	if t.m == nil {
 		t.m = &Model{Name: c.Key.Model, Epoch: -1, FenceN: -1}
 	}
@@ -76,6 +76,7 @@ func decide(s *State, c Call) (*turn, error) {
 // model at once, by the same code that Apply runs, so what Decide sees is what
 // every replica will have.
 type turn struct {
+	s        *State // before the call
 	m        *Model
 	requests []Request // pending ones of the model
 	events   []events.Event
@@ -114,6 +115,8 @@ func (t *turn) run(c Call) *events.Refused {
 	case Reset:
 		t.reset()
 		return nil
+	case Resume:
+		return t.resume(args)
 	}
 	i, ok := t.m.Config.Slot(c.Key.Slot)
 	if !ok {
@@ -217,7 +220,7 @@ func checkCall(s *State, c Call) error {
 // is.
 func malformed(c Call) string {
 	switch c.Args.(type) {
-	case Configure, Germinate, Advance, Verdict, Prune, SchedulePrune, AlphaTarget, StepEpoch, Fence, Reset:
+	case Configure, Germinate, Advance, Verdict, Prune, SchedulePrune, AlphaTarget, StepEpoch, Fence, Reset, Resume:
 	default:
 		return fmt.Sprintf("expected the arguments of a call, got %T", c.Args)
 	}

@@ -256,6 +256,12 @@ func (s *State) Bookkeeping() events.Digest {
 	if len(s.Requests) > 0 {
 		r = r.sum(10, s.requestsSum)
 	}
+	for _, a := range s.Ancestors {
+		r = append(r, 11)
+		r = r.str(12, a.Lineage)
+		r = r.uint(13, a.Index)
+		r = r.bytes(14, a.Chain[:])
+	}
 	return r.digest()
 }
 

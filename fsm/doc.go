@@ -27,6 +27,7 @@
 //	alpha.go      the alpha controller (section 4)
 //	request.go    what is asked for between calls, and done at the next fence
 //	observed.go   a round in which the trainers decide by themselves
+//	mark.go       a model as a mark; rewind.go goes back to one, and on from a lost log
 //	argshash.go   what must be equal on all ranks, as a hash
 //	image.go      a State as bytes, for snapshots
 package fsm

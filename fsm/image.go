@@ -19,7 +19,8 @@ type image struct {
 	Models  []modelImage   `cbor:"9,keyasint"`
 	Check   events.Digest  `cbor:"10,keyasint"` // the bookkeeping digest
 
-	Requests []Request `cbor:"11,keyasint,omitempty"`
+	Requests  []Request         `cbor:"11,keyasint,omitempty"`
+	Ancestors []events.Ancestor `cbor:"12,keyasint,omitempty"`
 }
 
 type modelImage struct {
@@ -42,7 +43,7 @@ type slotImage struct {
 // Image encodes the state.
 func (s *State) Image() ([]byte, error) {
 	img := image{Index: s.Index, Run: s.Run, Lineage: s.Lineage, Parent: s.Parent, Nodes: s.Nodes,
-		Round: s.Round, Cursors: s.Cursors, Sources: s.Sources, Check: s.Bookkeeping(), Requests: s.Requests}
+		Round: s.Round, Cursors: s.Cursors, Sources: s.Sources, Check: s.Bookkeeping(), Requests: s.Requests, Ancestors: s.Ancestors}
 	for _, m := range s.Models {
 		mi := modelImage{Name: m.Name, Generation: m.Generation, Slots: m.Config.Slots,
 			Epoch: m.Epoch, FenceN: m.FenceN, Tick: m.Tick, Check: m.Digest()}
@@ -63,7 +64,7 @@ func FromImage(b []byte) (*State, error) {
 	if err := events.Unmarshal(b, &img); err != nil {
 		return nil, fmt.Errorf("state image of %d bytes: %w", len(b), err)
 	}
-	s := &State{Index: img.Index, Run: img.Run, Lineage: img.Lineage, Parent: img.Parent}
+	s := &State{Index: img.Index, Run: img.Run, Lineage: img.Lineage, Parent: img.Parent, Ancestors: img.Ancestors}
 	s.setRound(img.Round)
 	for _, n := range img.Nodes {
 		s.setNode(n)

@@ -27,6 +27,8 @@ func (t *turn) runObserved(c Call) *events.Refused {
 		t.emit(events.Event{Fenced: &events.Fenced{N: args.N}})
 	case Reset:
 		t.reset()
+	case Resume:
+		return t.resume(args)
 	default:
 		i, ok := t.m.Config.Slot(c.Key.Slot)
 		if !ok {

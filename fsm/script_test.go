@@ -21,6 +21,9 @@ import (
 //	observe SLOT accuracy=80 ratio=0.3 ...   rides with the next call
 //	germinate | advance | verdict | prune | schedule_prune | alpha_target SLOT [argument=value ...]
 //	step [epoch=n] [times=n] | fence n=... | reset
+//	mark NAME | resume NAME                  a checkpoint, and back to it
+//	lose                                     the log is gone: another one is founded for the same run
+//	recover                                  its quorum is gone: it goes on under another lineage
 //	request SLOT [seed=n] [number=n] [reason=...] [by=...]
 //	round mode=keyed|observe                 opens the next round
 //	outcome SLOT stage=... alpha=... [passed=true|false]    rides with the next call, likewise
@@ -34,13 +37,14 @@ func TestScripts(t *testing.T) {
 	require.NotEmpty(t, paths)
 	for _, path := range paths {
 		t.Run(filepath.Base(path), func(t *testing.T) {
-			s := &script{log: newTestLog(t)}
+			s := &script{log: newTestLog(t), marks: map[string][]byte{}}
 			datadriven.RunTest(t, path, s.run)
 		})
 	}
 }
 
 type script struct {
+	marks    map[string][]byte
 	log      *testLog
 	pending  []Observation
 	outcomes []events.Outcome
@@ -60,6 +64,16 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 		return s.call("", Fence{N: intArg(t, d, "n", 0)})
 	case "reset":
 		return s.call("", Reset{})
+	case "mark":
+		return s.mark(t, d.CmdArgs[0].Key)
+	case "resume":
+		return s.call("", s.log.resumes(s.marks[d.CmdArgs[0].Key]))
+	case "lose":
+		s.log = foundTestLog(t, "2")
+		return "lineage 2 is founded\n"
+	case "recover":
+		s.log.recover("3")
+		return fmt.Sprintf("lineage %s goes on at entry %d\n", s.log.state.Lineage, s.log.state.Index)
 	case "request":
 		return s.request(t, d)
 	case "round":
@@ -75,6 +89,15 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 	default:
 		return s.call(d.CmdArgs[0].Key, callArgs(t, d))
 	}
+}
+
+func (s *script) mark(t *testing.T, name string) string {
+	m, state := s.log.model(), s.log.state
+	mark := state.Mark(m, state.Index, s.log.chains[state.Index])
+	b, _, err := events.EncodeMark(mark)
+	require.NoError(t, err)
+	s.marks[name] = b
+	return fmt.Sprintf("entry %d of lineage %s: generation %d, epoch %d, %d slots in use\n", mark.Index, mark.Lineage, mark.Record.Generation, mark.Record.Epoch, len(mark.Record.Slots))
 }
 
 func (s *script) step(t *testing.T, d *datadriven.TestData) string {
@@ -324,6 +347,9 @@ func showRareEvent(ev *events.Event) string {
 		return fmt.Sprintf("request of entry %d: done", ev.RequestDone.Request)
 	case ev.Fact != nil:
 		return showFact(ev.Fact)
+	case ev.Rewound != nil:
+		r := ev.Rewound
+		return fmt.Sprintf("back to entry %d of lineage %s: generation %d, epoch %d, adopted %t", r.Index, r.Lineage, r.Model.Generation, r.Model.Epoch, r.Adopted)
 	default:
 		return fmt.Sprintf("%+v", ev)
 	}

@@ -14,14 +14,15 @@ type State struct {
 	Index uint64 // of the last entry; 0: none yet
 
 	// Bookkeeping.
-	Run      string
-	Lineage  string
-	Parent   *events.Parent
-	Nodes    []Node    // by ID
-	Round    Round     // Number 0: none yet
-	Cursors  []Cursor  // by model
-	Sources  []Source  // by node
-	Requests []Request // pending, in log order
+	Run       string
+	Lineage   string
+	Parent    *events.Parent
+	Ancestors []events.Ancestor // logs that this one continues, the latest last
+	Nodes     []Node            // by ID
+	Round     Round             // Number 0: none yet
+	Cursors   []Cursor          // by model
+	Sources   []Source          // by node
+	Requests  []Request         // pending, in log order
 
 	// Lifecycle.
 	Models []*Model // by name
@@ -170,7 +171,8 @@ func (s *Slot) Active() *Seed {
 	return s.Seed
 }
 
-// Seed is a seed's record. It outlives the module by the cooldown.
+// Seed is a seed's record, an events.SeedRecord. It outlives the module by the
+// cooldown.
 type Seed struct {
 	Count     uint64  `cbor:"1,keyasint,omitempty"` // the slot's germination count when it germinated
 	ID        string  `cbor:"2,keyasint,omitempty"`
@@ -190,10 +192,7 @@ type Seed struct {
 }
 
 // Reason is why a seed is or will be pruned, and who asked.
-type Reason struct {
-	Reason    string `cbor:"1,keyasint,omitempty"`
-	Initiator string `cbor:"2,keyasint,omitempty"`
-}
+type Reason = events.PruneReason
 
 // Frozen reports whether the seed's parameters do not learn: its alpha ramps
 // down.

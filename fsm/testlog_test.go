@@ -18,14 +18,17 @@ type tester interface {
 // testLog is a log of one node with rank 0 on it. Every call is decided,
 // encoded, decoded and applied, as on a replica.
 type testLog struct {
-	t     tester
-	state *State
+	t      tester
+	state  *State
+	chains []events.Digest // by index
 }
 
-func newTestLog(t tester) *testLog {
-	l := &testLog{t: t, state: New()}
+func newTestLog(t tester) *testLog { return foundTestLog(t, "1") }
+
+func foundTestLog(t tester, lineage string) *testLog {
+	l := &testLog{t: t, state: New(), chains: make([]events.Digest, 1)}
 	l.append(events.Entry{Kind: events.KindFound, Events: []events.Event{
-		{Founded: &events.Founded{Run: "test", Lineage: "1"}},
+		{Founded: &events.Founded{Run: "test", Lineage: lineage}},
 		{NodeJoined: &events.NodeJoined{Node: testNode, Version: 1}}}})
 	l.openRound(events.ModeKeyed)
 	return l
@@ -72,7 +75,25 @@ func (l *testLog) append(e events.Entry) *events.Entry {
 	require.NoError(l.t, err)
 	require.Empty(l.t, outcome.Refused)
 	l.state = next
+	l.chains = append(l.chains, events.Chain(l.chains[next.Index-1], next.Index, b))
 	return decoded
+}
+
+// resumes returns the arguments of a resume, as rank 0's door makes them: it
+// looks in the history for what the mark says.
+func (l *testLog) resumes(b []byte) Resume {
+	mark, sum, err := events.DecodeMark(b)
+	require.NoError(l.t, err)
+	return Resume{Mark: mark, Sum: sum, Held: mark.Index < uint64(len(l.chains)) && l.chains[mark.Index] == mark.Chain}
+}
+
+// recover lets the log go on under another lineage.
+func (l *testLog) recover(lineage string) {
+	s := l.state
+	l.append(events.Entry{Kind: events.KindRecover, Events: []events.Event{
+		{Recovered: &events.Recovered{Lineage: lineage, From: events.Ancestor{Lineage: s.Lineage, Index: s.Index, Chain: l.chains[s.Index]}}},
+		{NodeJoined: &events.NodeJoined{Node: testNode, Version: events.Version}}}})
+	l.openRound(events.ModeKeyed)
 }
 
 // call makes rank 0's next call of model "main".

@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
 )
 
 // How a world comes together: every node says hello to the leader it knows, or
@@ -306,7 +307,7 @@ func (n *Node) founding() (*events.Entry, error) {
 		return nil, fmt.Errorf("making a lineage: %w", err)
 	}
 	if run == "" {
-		run = "run-" + hex.EncodeToString(lineage[:4])
+		run = fsm.MadeRun(hex.EncodeToString(lineage))
 	}
 	evs := []events.Event{{Founded: &events.Founded{Run: run, Lineage: hex.EncodeToString(lineage)}}}
 	for _, p := range n.roster.fresh(n.freshness()) {

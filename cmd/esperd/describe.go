@@ -151,7 +151,7 @@ func describeBookkeeping(ev *events.Event) string {
 		}
 		return fmt.Sprintf("rank %d alone: %s %s for %s, where rank 0 decided %s (entry %d)", v.Rank, v.Verdict.Gate, own, seedText(v.Key.Slot, v.Key.Seed), decided, v.Index)
 	}
-	if text := describeSince2(ev); text != "" {
+	if text := cmp.Or(describeSince2(ev), describeSince3(ev)); text != "" {
 		return text
 	}
 	name, _ := ev.Payload()
@@ -178,6 +178,22 @@ func describeSince2(ev *events.Event) string {
 	case ev.OutcomeDiffers != nil:
 		d := ev.OutcomeDiffers
 		return fmt.Sprintf("rank %d alone: %s after %s%s, where rank 0 has %s (entry %d)", d.Rank, outcomeText(&d.Got), keyText(&d.Key), siteText(d.Site), outcomeText(&d.Want), d.Index)
+	}
+	return ""
+}
+
+// describeSince3 is for the events of version 3.
+func describeSince3(ev *events.Event) string {
+	switch {
+	case ev.Rewound != nil:
+		r := ev.Rewound
+		text := fmt.Sprintf("BACK to entry %d: generation %d, epoch %d", r.Index, r.Model.Generation, r.Model.Epoch)
+		if r.Adopted {
+			text += fmt.Sprintf(", of the lost log %.12s", r.Lineage)
+		}
+		return text
+	case ev.Recovered != nil:
+		return fmt.Sprintf("RECOVERED from a copy that ends at entry %d, as lineage %.12s", ev.Recovered.From.Index, ev.Recovered.Lineage)
 	}
 	return ""
 }

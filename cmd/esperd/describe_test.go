@@ -54,6 +54,10 @@ func TestEntriesOfVersion2(t *testing.T) {
 			{EpochStepped: &events.EpochStepped{Epoch: 4}}}},
 		{events.KindFault, nil, []events.Event{{RoundFaulted: &events.RoundFaulted{Round: 2, Code: events.CodeUnavailable, Rank: 1, Node: nodeB, Index: 40,
 			Got: advance, GotSite: "train.py:90", Want: step, Reason: "killed"}}}},
+		{events.KindCall, &events.Key{Op: events.OpResume, Model: "main"}, []events.Event{{Rewound: &events.Rewound{Index: 8, Model: events.ModelRecord{Generation: 1, Epoch: 40}}}}},
+		{events.KindCall, &events.Key{Op: events.OpResume, Model: "gan"}, []events.Event{{Rewound: &events.Rewound{Lineage: "0123456789abcdef", Index: 812, Adopted: true,
+			Model: events.ModelRecord{Generation: 2, Epoch: 7}}}}},
+		{events.KindRecover, nil, []events.Event{{Recovered: &events.Recovered{Lineage: "fedcba9876543210", From: events.Ancestor{Index: 90}}}}},
 	} {
 		require.NoError(t, entryLine(&out, &api.Entry{Index: uint64(i + 1), Chain: events.Digest{byte(i), 0xab},
 			Entry: events.Entry{Kind: e.kind, Round: 2, Key: e.key, Time: int64(i) * 1e9, Events: e.evs}}))

@@ -157,6 +157,8 @@ func TestHistoryHoldsEverything(t *testing.T) {
 				}
 			case *events.RequestDone:
 				seen[map[bool]string{true: "request done", false: "request dropped"}[p.Skipped == ""]]++
+			case *events.Rewound:
+				seen[map[bool]string{true: "adopted mark", false: "held mark"}[p.Adopted]]++
 			case *events.Fact:
 				seen[map[bool]string{true: "expected fact", false: "unexpected fact"}[p.Unexpected == ""]]++
 			}
@@ -164,14 +166,14 @@ func TestHistoryHoldsEverything(t *testing.T) {
 		state = next
 	}
 	require.Greater(t, len(entries), 300)
-	require.EqualValues(t, 6, state.Round.Number)
+	require.EqualValues(t, 8, state.Round.Number)
 	require.Len(t, state.Models, 2)
 	wanted := []string{"NaN accuracy", "request done", "request dropped", "expected fact", "unexpected fact", "unfit found", "unfit fault", "unfit call", "unfit request",
-		"refused illegal-transition", "refused unknown-slot", "refused config-mismatch", "refused invalid-input"}
+		"refused illegal-transition", "refused mark-mismatch", "adopted mark", "held mark", "unfit recover", "refused unknown-slot", "refused config-mismatch", "refused invalid-input"}
 	for ev := range reflect.TypeFor[events.Event]().Fields() {
 		wanted = append(wanted, "event "+snake(ev.Name))
 	}
-	for _, op := range []events.Op{events.OpConfigure, events.OpGerminate, events.OpAdvance, events.OpVerdict, events.OpPrune, events.OpSchedulePrune, events.OpAlphaTarget, events.OpStepEpoch, events.OpFence, events.OpReset} {
+	for _, op := range []events.Op{events.OpConfigure, events.OpGerminate, events.OpAdvance, events.OpVerdict, events.OpPrune, events.OpSchedulePrune, events.OpAlphaTarget, events.OpStepEpoch, events.OpFence, events.OpReset, events.OpResume} {
 		wanted = append(wanted, "op "+string(op))
 	}
 	for stage := events.StageTraining; stage.Valid() || stage < events.StageResetting; stage++ {
