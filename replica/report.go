@@ -227,8 +227,8 @@ func faultEntry(s *fsm.State, f events.RoundFaulted) *events.Entry {
 	if events.VersionOf(e) > entryVersion(s) {
 		f.Reason = ""
 		for _, k := range []*events.Key{&f.Got, &f.Want} {
-			if k.Op == events.OpReset {
-				k.Op = events.OpFence // which it is, too
+			if k.Op == events.OpReset || k.Op == events.OpResume {
+				k.Op = events.OpFence // which they are, too
 			}
 		}
 	}
