@@ -19,17 +19,36 @@ type disk struct {
 	low, high uint64
 	stable    map[string][]byte
 	snapshots []*memSnapshot
-	writes    int
-	crashAt   int    // the host crashes before the write of this number; 0: it does not
-	onCrash   func() // called once, with mu held
+	writes    int           // of the host so far, over all crashes and disks
+	crashAt   int           // the host crashes at the write of this number; 0: it does not
+	after     bool          // once that write is durable, instead of before it
+	again     int           // how many writes later it crashes once more; 0: it does not
+	onCrash   func()        // called once, with mu held
+	onWrite   func(written) // called before each, with mu held; nil: nobody looks
 	delay     time.Duration
 }
+
+// written is what a write was for.
+type written string
+
+const (
+	logAppended   written = "entries appended"
+	logCut        written = "conflicting entries cut off"
+	logTrimmed    written = "entries trimmed that a snapshot covers"
+	stableSet     written = "term or vote"
+	snapshotBegun written = "part of a snapshot"
+	snapshotKept  written = "snapshot complete"
+	historyPut    written = "history"
+)
 
 func newDisk() *disk { return &disk{logs: map[uint64]*raft.Log{}, stable: map[string][]byte{}} }
 
 // clone is what survives a crash at this moment.
 func (d *disk) clone() *disk {
-	c := &disk{logs: maps.Clone(d.logs), low: d.low, high: d.high, stable: maps.Clone(d.stable)}
+	c := &disk{logs: maps.Clone(d.logs), low: d.low, high: d.high, stable: maps.Clone(d.stable), writes: d.writes, onWrite: d.onWrite}
+	if d.again > 0 {
+		c.crashAt = d.writes + d.again
+	}
 	for _, s := range d.snapshots {
 		if s.done {
 			c.snapshots = append(c.snapshots, s)
@@ -39,28 +58,41 @@ func (d *disk) clone() *disk {
 }
 
 // write runs one write, as slowly as the disk is.
-func (d *disk) write(fn func()) {
+func (d *disk) write(what written, fn func()) {
 	d.mu.Lock()
 	delay := d.delay
 	d.mu.Unlock()
 	if delay > 0 {
 		time.Sleep(delay)
 	}
-	d.atOnce(fn)
+	d.atOnce(what, fn)
 }
 
-// atOnce runs one write, after the crash that may be due before it. The history
-// writes with a mutex held, which may not be slept under: simulated time stands
-// still while somebody waits for a mutex.
-func (d *disk) atOnce(fn func()) {
+// atOnce runs one write, with the crash that may be due before or after it. The
+// history writes with a mutex held, which may not be slept under: simulated time
+// stands still while somebody waits for a mutex. It comes here before its file
+// is written, so that a crash after it is one before the write that follows.
+func (d *disk) atOnce(what written, fn func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.onWrite != nil {
+		d.onWrite(what)
+	}
 	d.writes++
-	if d.crashAt > 0 && d.writes >= d.crashAt {
+	due := d.crashAt > 0 && d.writes >= d.crashAt
+	if due && d.after && what == historyPut {
+		d.crashAt, d.after, due = d.writes+1, false, false
+	}
+	if due {
 		d.crashAt = 0
+	}
+	if due && !d.after {
 		d.onCrash()
 	}
 	fn()
+	if due && d.after {
+		d.onCrash()
+	}
 }
 
 // FirstIndex implements raft.LogStore, as the methods after it do.
@@ -90,7 +122,7 @@ func (d *disk) GetLog(index uint64, out *raft.Log) error {
 func (d *disk) StoreLog(l *raft.Log) error { return d.StoreLogs([]*raft.Log{l}) }
 
 func (d *disk) StoreLogs(ls []*raft.Log) error {
-	d.write(func() {
+	d.write(logAppended, func() {
 		for _, l := range ls {
 			kept := *l
 			kept.Data = bytes.Clone(l.Data)
@@ -105,7 +137,13 @@ func (d *disk) StoreLogs(ls []*raft.Log) error {
 }
 
 func (d *disk) DeleteRange(from, to uint64) error {
-	d.write(func() {
+	d.mu.Lock()
+	what := logTrimmed
+	if from > d.low && to >= d.high {
+		what = logCut
+	}
+	d.mu.Unlock()
+	d.write(what, func() {
 		for i := from; i <= to; i++ {
 			delete(d.logs, i)
 		}
@@ -123,7 +161,7 @@ func (d *disk) DeleteRange(from, to uint64) error {
 
 // Set implements raft.StableStore, as the methods after it do.
 func (d *disk) Set(key, value []byte) error {
-	d.write(func() { d.stable[string(key)] = bytes.Clone(value) })
+	d.write(stableSet, func() { d.stable[string(key)] = bytes.Clone(value) })
 	return nil
 }
 
@@ -190,10 +228,16 @@ func (d *disk) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 
 func (s *memSnapshot) ID() string { return s.meta.ID }
 
+// Write implements raft.SnapshotSink. What is not closed is not kept.
+func (s *memSnapshot) Write(b []byte) (n int, err error) {
+	s.disk.write(snapshotBegun, func() { n, err = s.Buffer.Write(b) })
+	return n, err
+}
+
 func (s *memSnapshot) Cancel() error { return nil }
 
 func (s *memSnapshot) Close() error {
-	s.disk.write(func() {
+	s.disk.write(snapshotKept, func() {
 		s.meta.Size, s.done = int64(s.Len()), true
 		s.disk.snapshots = append(s.disk.snapshots, s)
 	})

@@ -74,7 +74,7 @@ func (h *host) start() error {
 		if h.isGhost(d) {
 			return errDead
 		}
-		d.atOnce(func() {})
+		d.atOnce(historyPut, func() {})
 		if h.isGhost(d) {
 			return errDead
 		}
@@ -171,11 +171,15 @@ func (h *host) crash() error {
 func (h *host) bury() error {
 	h.mu.Lock()
 	n, data := h.node, h.data
+	down := n == nil && !h.ghost // a ghost without a node crashed while it started
 	h.mu.Unlock()
-	if n == nil {
+	if down {
 		return nil
 	}
-	err := errors.Join(n.Abort(), data.Close())
+	var err error
+	if n != nil {
+		err = errors.Join(n.Abort(), data.Close())
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.kept != nil {
@@ -186,11 +190,31 @@ func (h *host) bury() error {
 	return err
 }
 
+// stop ends the node in order. It may crash meanwhile.
+func (h *host) stop(ctx context.Context) error {
+	h.mu.Lock()
+	n, data := h.node, h.data
+	h.mu.Unlock()
+	if n == nil {
+		return nil
+	}
+	err := errors.Join(n.Close(ctx), data.Close())
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.node, h.data = nil, nil
+	if h.ghost {
+		return nil // what it says of its end reached nobody
+	}
+	return err
+}
+
 // wipe replaces the disk of a host that is down: it comes back as another node.
 func (h *host) wipe() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	old := h.disk
 	h.disk = newDisk()
+	h.disk.writes, h.disk.crashAt, h.disk.after, h.disk.again, h.disk.onWrite = old.writes, old.crashAt, old.after, old.again, old.onWrite
 	h.wipes++
 }
 
