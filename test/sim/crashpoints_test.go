@@ -59,8 +59,8 @@ func TestCrashPoints(t *testing.T) {
 type role struct {
 	name   string
 	target uint64
-	rounds int // of the trainers
-	calls  int // in each
+	rounds int       // of the trainers
+	calls  int       // in each
 	writes []written // that have to be among its own
 	play   func(*crashing, context.Context)
 }
@@ -114,7 +114,7 @@ type crashing struct {
 
 const (
 	crashSeed  = 7
-	crashEvery = 4  // entries between snapshots
+	crashEvery = 4 // entries between snapshots
 )
 
 func (c *crashing) play(t *testing.T) {
@@ -287,7 +287,7 @@ func (c *crashing) conflict(ctx context.Context) {
 func (c *crashing) lag(ctx context.Context) {
 	c.w.net.Isolate(c.target.addr)
 	c.until(ctx, "a voter falls behind the leader's log", func() bool {
-		low, _ := c.w.hosts[0].current().FirstIndex()
+		low, _ := c.w.hosts[0].current().ends()
 		_, high := c.target.current().ends()
 		return low > high+1
 	})
@@ -322,12 +322,6 @@ func (c *crashing) caughtUp(ctx context.Context) {
 		n := c.target.alive()
 		return n != nil && n.Status().Phase == "member" && n.Status().CompleteFrom == 1 && c.w.settledEnough()
 	})
-}
-
-func (d *disk) ends() (low, high uint64) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.low, d.high
 }
 
 // differs reports whether two logs have different entries in one place.

@@ -95,6 +95,12 @@ func (d *disk) atOnce(what written, fn func()) {
 	}
 }
 
+func (d *disk) ends() (low, high uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.low, d.high
+}
+
 // FirstIndex implements raft.LogStore, as the methods after it do.
 func (d *disk) FirstIndex() (uint64, error) {
 	d.mu.Lock()
@@ -121,7 +127,11 @@ func (d *disk) GetLog(index uint64, out *raft.Log) error {
 
 func (d *disk) StoreLog(l *raft.Log) error { return d.StoreLogs([]*raft.Log{l}) }
 
+// StoreLogs takes only what follows the last entry, as raft-wal does.
 func (d *disk) StoreLogs(ls []*raft.Log) error {
+	if _, high := d.ends(); high > 0 && len(ls) > 0 && ls[0].Index != high+1 {
+		return fmt.Errorf("entry %d does not follow entry %d", ls[0].Index, high)
+	}
 	d.write(logAppended, func() {
 		for _, l := range ls {
 			kept := *l

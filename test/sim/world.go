@@ -222,15 +222,15 @@ func (h *host) wipe() {
 func (w *world) heal() error {
 	w.net.SetDelay(nil)
 	for _, h := range w.hosts {
-		d := h.current()
-		d.mu.Lock()
-		d.delay, d.crashAt = 0, 0
-		d.mu.Unlock()
 		if h.dying() {
 			if err := h.bury(); err != nil {
 				return fmt.Errorf("rank %d: burying: %w", h.rank, err)
 			}
 		}
+		d := h.current()
+		d.mu.Lock()
+		d.delay, d.crashAt, d.again = 0, 0, 0
+		d.mu.Unlock()
 	}
 	w.net.HealAll()
 	for _, h := range w.hosts {
@@ -275,6 +275,11 @@ func (w *world) settle(ctx context.Context) error {
 }
 
 func (w *world) unsettled() string {
+	for _, h := range w.hosts {
+		if h.alive() == nil {
+			return fmt.Sprintf("rank %d is down", h.rank)
+		}
+	}
 	first := w.hosts[0].alive().Status()
 	if first.Role != "leader" {
 		return fmt.Sprintf("rank 0's node is %s, the leader is %s", first.Role, first.Leader)
