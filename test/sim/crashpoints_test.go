@@ -13,12 +13,12 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestCrashPoints crashes one node of a world of three at every write of its
-// disk, right before it and right after it, while a fixed scenario goes on:
-// founding, calls, snapshots, an orderly restart, and what its role is to show.
-// Each time it is started on what was durable, the scenario goes to its end, and
-// everything that was acknowledged has to be there on every rank. Right after it
-// was started it crashes once more, a few writes on.
+// TestCrashPoints crashes one node at every write of its disk, right before it
+// and right after it, while a fixed scenario goes on: founding, calls, snapshots,
+// an orderly restart, and what its role is to show. Each time it is started on
+// what was durable, the scenario goes to its end, and everything that was
+// acknowledged has to be there on every rank. Soon after it was started it
+// crashes once more.
 //
 // With -short every seventh point, another third of them for each role.
 func TestCrashPoints(t *testing.T) {
@@ -58,6 +58,7 @@ func TestCrashPoints(t *testing.T) {
 // following.
 type role struct {
 	name   string
+	world  uint64
 	target uint64
 	rounds int       // of the trainers
 	calls  int       // in each
@@ -68,9 +69,10 @@ type role struct {
 var always = []written{logAppended, stableSet, snapshotBegun, snapshotKept, historyPut}
 
 var roles = []role{
-	{"the leader loses its lead with an entry that nobody else has", 0, 2, 10, slices.Concat(always, []written{logTrimmed, logCut}), (*crashing).conflict},
-	{"a voter falls behind and gets a snapshot", 1, 1, 20, slices.Concat(always, []written{logTrimmed}), (*crashing).lag},
-	{"an emptied node joins", 2, 2, 10, always, (*crashing).join},
+	{"a node alone, which nobody helps", 1, 0, 2, 10, slices.Concat(always, []written{logTrimmed}), func(*crashing, context.Context) {}},
+	{"the leader loses its lead with an entry that nobody else has", 3, 0, 2, 10, slices.Concat(always, []written{logTrimmed, logCut}), (*crashing).conflict},
+	{"a voter falls behind and gets a snapshot", 3, 1, 1, 20, slices.Concat(always, []written{logTrimmed}), (*crashing).lag},
+	{"an emptied node joins", 3, 2, 2, 10, always, (*crashing).join},
 }
 
 // landings are the kinds of writes at which nodes crashed.
@@ -122,7 +124,7 @@ func (c *crashing) play(t *testing.T) {
 	require.NoError(t, err)
 	defer os.RemoveAll(dir)
 	synctest.Test(t, func(t *testing.T) {
-		c.t, c.w, c.turn, c.written = t, newWorld(3, dir, crashEvery, nil), make(chan struct{}, 1), map[written]int{}
+		c.t, c.w, c.turn, c.written = t, newWorld(c.role.world, dir, crashEvery, nil), make(chan struct{}, 1), map[written]int{}
 		c.target = c.w.hosts[c.role.target]
 		c.arm()
 		c.j = newJob(c.w, crashSeed, c.role.rounds, c.role.calls)
