@@ -5,6 +5,7 @@
 //
 //	node.go           Node: opening, asking, draining, closing
 //	start.go          what a node looks at, and makes, before it starts
+//	verify.go         ... and what a new build replays first
 //	propose.go        Decide: rank 0's calls become entries, one at a time
 //	machine.go        what raft drives: index, chain, Apply, history, snapshots
 //	nudge.go          committed entries become visible on all ranks at once

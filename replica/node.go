@@ -35,6 +35,10 @@ type Config struct {
 	// that dies loses none.
 	Durability string
 
+	// Build names this build of esperd. A start with another one than the last
+	// verifies the whole history first (verify.go); empty: no start does.
+	Build string
+
 	// SnapshotEvery is how many raft entries lie between two snapshots, and how
 	// many stay behind one; 0: 8192.
 	SnapshotEvery uint64
@@ -159,6 +163,9 @@ func (n *Node) start() error {
 	}
 	n.history = stores.History
 	n.closers = append(n.closers, n.history)
+	if err := n.verifyHistory(); err != nil {
+		return err
+	}
 	if n.machine, err = newMachine(n.log, n.history); err != nil {
 		return err
 	}
