@@ -256,7 +256,7 @@ func (v *verification) image(index uint64) error {
 }
 
 func (v *verification) differs(index uint64, want, got string) error {
-	return errorf(events.CodeDiverged, "data directory %s: this build of esperd (%s) does not get the state out of the history that was recorded in it (verified last by: %s): "+
+	return errorf(events.CodeDiverged, "data directory %s: this build (%s) does not get the state out of the history that was recorded in it (verified last by: %s): "+
 		"entry %d is the first that differs: expected %s, got %s; nothing was changed and this node does not start: start this rank with the build that it had before. "+
 		"If the other ranks start with this build, the directory is damaged: move it aside as evidence and start with an empty one, which is a new node and fetches the history from the others. If they do not, keep to the other build and report both",
 		v.dir, v.build, v.before, index, want, got)

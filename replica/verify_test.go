@@ -191,7 +191,7 @@ func TestNewBuildFindsAPlantedDifference(t *testing.T) {
 			for _, build := range []string{"two", "three"} {
 				_, err = runBuild(t, dir, build, nil)
 				require.Error(t, err)
-				for _, words := range append(c.says, dir, "this build of esperd ("+build+")", "by: one", "got ", "start this rank with the build that it had before") {
+				for _, words := range append(c.says, dir, "this build ("+build+")", "by: one", "got ", "start this rank with the build that it had before") {
 					require.ErrorContains(t, err, words)
 				}
 			}

@@ -15,6 +15,7 @@
 //	trainers_test.go    a trainer that is a process of its own
 //	gone_test.go        trainers that die, or are busy
 //	relaxed_test.go     relaxed durability, which is for killed processes too
+//	upgrade_test.go     another build of esperd, one rank at a time
 //	emptydisk_test.go   nodes that come back with an empty disk
 //	badinput_test.go    the list of bad input, and a trainer that writes its own requests
 //	calls_test.go       bad input in a trainer's calls

@@ -82,10 +82,17 @@ type process struct {
 // start starts `esperd run`, which appends to a log file.
 func start(t *testing.T, home, logFile string, args ...string) *process {
 	t.Helper()
+	return startProgram(t, binary, home, logFile, args...)
+}
+
+// startProgram is start with another build of esperd.
+func startProgram(t *testing.T, program, home, logFile string, args ...string) *process {
+	t.Helper()
 	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	require.NoError(t, err)
 	defer log.Close() // the process has its own
 	p := &process{cmd: command(context.Background(), home, append([]string{"run", "--log-format", "json"}, args...)...), done: make(chan struct{})}
+	p.cmd.Path = program
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	require.NoError(t, p.cmd.Start())
 	go func() {

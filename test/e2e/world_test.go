@@ -38,6 +38,7 @@ type node struct {
 	logFile string
 	port    string
 	args    []string
+	program string   // a build of esperd
 	process *process // nil: none was started
 }
 
@@ -47,7 +48,7 @@ func newWorld(t *testing.T, size int) *world {
 	w := &world{t: t, dir: tempDir(t)}
 	w.secret = newSecret(t, w.dir, "secret")
 	for rank := range size {
-		n := &node{w: w, rank: rank, port: testesperd.FreePort(t), logFile: filepath.Join(w.dir, fmt.Sprintf("rank%d.log", rank))}
+		n := &node{w: w, rank: rank, program: binary, port: testesperd.FreePort(t), logFile: filepath.Join(w.dir, fmt.Sprintf("rank%d.log", rank))}
 		n.dir = filepath.Join(w.dir, fmt.Sprintf("rank%d", rank))
 		n.socket = filepath.Join(w.dir, fmt.Sprintf("s%d", rank))
 		w.nodes = append(w.nodes, n)
@@ -105,7 +106,7 @@ func (w *world) end() {
 
 func (n *node) start() {
 	n.w.t.Helper()
-	n.process = start(n.w.t, n.w.dir, n.logFile, n.args...)
+	n.process = startProgram(n.w.t, n.program, n.w.dir, n.logFile, n.args...)
 }
 
 func (w *world) startAll() {

@@ -28,13 +28,24 @@ func Binary() (path string, remove func(), err error) {
 		return "", nil, err
 	}
 	path = filepath.Join(dir, "esperd")
-	// Without the commit: a checkout of another user's would not build.
-	build := exec.Command("go", "build", "-buildvcs=false", "-o", path, "github.com/esperd/esperd/cmd/esperd")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
-		return "", nil, fmt.Errorf("building esperd: %w", err)
+	if err := build(path); err != nil {
+		return "", nil, err
 	}
 	return path, func() { _ = os.RemoveAll(dir) }, nil
+}
+
+// Release builds this code as the release of a version, into path.
+func Release(path, version string) error { return build(path, "-ldflags", "-X main.version="+version) }
+
+func build(path string, flags ...string) error {
+	// Without the commit: a checkout of another user's would not build.
+	args := append([]string{"build", "-buildvcs=false", "-o", path}, flags...)
+	cmd := exec.Command("go", append(args, "github.com/esperd/esperd/cmd/esperd")...)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("building esperd: %w", err)
+	}
+	return nil
 }
 
 // Main builds the binary, runs the tests and returns their exit status.
