@@ -196,7 +196,8 @@ func (c *crashing) start(h *host) {
 }
 
 // revive starts the target again whenever it crashed: at once, or when the
-// others have noticed.
+// others have noticed. With a voter that is behind, the leader goes down too: the
+// next one knows nothing of a snapshot that was under way.
 func (c *crashing) revive(ctx context.Context) {
 	for sleep(ctx, 20*time.Millisecond) {
 		if !c.target.dying() {
@@ -210,6 +211,13 @@ func (c *crashing) revive(ctx context.Context) {
 				c.t.Errorf("rank %d: burying: %v", c.target.rank, err)
 			}
 			c.target.reconnect()
+			if leader := c.w.hosts[0]; c.role.target == 1 {
+				if err := leader.crash(); err != nil {
+					c.t.Errorf("the leader: %v", err)
+				}
+				leader.reconnect()
+				c.start(leader)
+			}
 			c.start(c.target)
 		})
 	}
