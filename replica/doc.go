@@ -19,6 +19,7 @@
 //	ask.go            questions to all nodes; draining
 //
 //	datadir.go        the directory's identity and lock
+//	glance.go         and what it shows without its esperd
 //	logstore.go       raft's log on disk, behind one constructor; boltdb
 //	walstore.go       raft-wal, and what it needs to be safe; waltail.go mends its end
 //	walnosync.go      raft-wal without fsync, for relaxed durability

@@ -15,6 +15,7 @@
 //	view.go           status, slots, ranks
 //	events.go         events
 //	request.go        request
+//	gc.go             gc; gc_scan.go: the state directory, which nothing leads out of
 //	tables.go         what people see of all that:
 //	tables_ranks.go   ... of the ranks, and of what they ask for
 //	describe.go       an entry of the log in words
