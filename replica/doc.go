@@ -23,6 +23,7 @@
 //	logstore.go       raft's log on disk, behind one constructor; boltdb
 //	walstore.go       raft-wal, and what it needs to be safe; waltail.go mends its end
 //	walnosync.go      raft-wal without fsync, for relaxed durability
+//	snapshots.go      and raft's snapshots in files, synced to the last name
 //	relaxed.go        and how a crash of the machine is noticed then
 //	anchor.go         what raft v1.7.3 misses in its log after a snapshot, or a failed write
 //	stable.go         and that it cannot bear a full disk

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -135,13 +136,18 @@ func (n *Node) openStores() (*Stores, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the snapshots under %s: %w", n.cfg.Dir.Path("raft"), err)
 	}
+	// The stores sync what is in their directories, and not that these are there:
+	// the votes in them would be gone, or the snapshot that a log begins behind.
+	if err := errors.Join(syncDir(n.cfg.Dir.Path("raft")), syncDir(n.cfg.Dir.Path(""))); err != nil {
+		return nil, fmt.Errorf("syncing the directory of the raft log: %w", err)
+	}
 	// The history is synced also where durability is relaxed: no decision waits
 	// for it, and it is what tells of them after a machine's crash.
 	history, err := events.OpenHistory(n.cfg.Dir.Path("history.db"), events.HistoryOptions{Logger: n.log})
 	if err != nil {
 		return nil, err
 	}
-	return &Stores{Log: logs, Stable: stable, Snapshots: snapshots, History: history}, nil
+	return &Stores{Log: logs, Stable: stable, Snapshots: fileSnapshots{snapshots, n.cfg.Dir.Path("raft")}, History: history}, nil
 }
 
 // mustRestore reports whether the newest raft snapshot is ahead of the history,
