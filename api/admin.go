@@ -28,6 +28,8 @@ type State struct {
 	LogStore     string        `json:"log_store" enum:"boltdb,wal" doc:"how this node keeps the log on disk until a snapshot covers it"`
 	Problem      string        `json:"problem,omitempty" doc:"what keeps this node from serving"`
 
+	Ancestors []events.Ancestor `json:"ancestors,omitempty" doc:"logs that this one continues, the latest last"`
+
 	Round    *Round           `json:"round,omitempty"`
 	Models   []Model          `json:"models"`
 	Requests []PendingRequest `json:"requests" doc:"what waits for its model's next fence"`
@@ -113,7 +115,7 @@ type Arrivals struct {
 // Arrival is one rank that waits in a call or for a round.
 type Arrival struct {
 	Rank    uint64      `json:"rank"`
-	What    string      `json:"what" enum:"round,decision" doc:"round: for the other ranks' trainers; decision: for rank 0's call"`
+	What    string      `json:"what" enum:"round,decision,marks" doc:"round: for the other ranks' trainers; decision: for rank 0's call; marks: rank 0, for the other ranks' resume"`
 	Key     *events.Key `json:"key,omitempty"`
 	Site    string      `json:"site,omitempty"`
 	Seconds float64     `json:"seconds" doc:"how long it has waited"`

@@ -94,6 +94,36 @@ type ResetRequest struct {
 	Call
 }
 
+// ResumeRequest is the body of POST /v1/resume: a fence that takes the model back
+// to a mark, once every rank has brought the same one.
+type ResumeRequest struct {
+	Call
+	Mark MarkBytes `json:"mark" doc:"as POST /v1/checkpoint returned it"`
+}
+
+// CheckpointRequest is the body of POST /v1/checkpoint, which is no numbered
+// call.
+type CheckpointRequest struct {
+	Session string  `json:"session" doc:"as POST /v1/session returned it"`
+	Model   string  `json:"model,omitempty" default:"main"`
+	Next    *uint64 `json:"call,omitempty" doc:"number of the client's next call, where it may have missed its last answer; absent: the one that this esperd expects"`
+}
+
+// Mark answers CheckpointRequest: the model where the caller is, in the mode
+// follow at the last fence. It is the same on every rank that is there.
+type Mark struct {
+	Mark       MarkBytes     `json:"mark" doc:"to be stored with the weights, and brought to POST /v1/resume"`
+	Run        string        `json:"run_id"`
+	Lineage    string        `json:"lineage"`
+	Model      string        `json:"model"`
+	Index      uint64        `json:"index" doc:"of the entry at which it was taken"`
+	Generation uint64        `json:"generation"`
+	Epoch      int64         `json:"epoch" doc:"last stepped epoch, -1: none"`
+	Lifecycle  events.Digest `json:"lifecycle" doc:"digest of the model there"`
+	Sum        events.Digest `json:"sum" doc:"SHA-256 of the mark: what ranks are compared by"`
+	Bytes      int           `json:"bytes" doc:"of the mark"`
+}
+
 // RequestRequest is the body of POST /v1/requests, which is no numbered call.
 type RequestRequest struct {
 	Session   string        `json:"session,omitempty" doc:"of the trainer that asks; absent: an operator does"`

@@ -22,8 +22,19 @@ type Problem struct {
 	Got      *events.Key          `json:"got,omitempty"`
 	GotSite  string               `json:"got_site,omitempty"`
 	Differs  []string             `json:"differs,omitempty" doc:"fields in which got is not want"`
+	Marks    []OfferedMark        `json:"marks,omitempty" doc:"which ranks brought which mark, where they differ"`
 	Last     []LastCall           `json:"last,omitempty" doc:"last call of each rank, of this model"`
 	Recent   []LastCall           `json:"recent,omitempty" doc:"last calls of this rank that were answered, of this model, newest first"`
+}
+
+// OfferedMark is a mark that ranks brought to a resume.
+type OfferedMark struct {
+	Ranks   []uint64       `json:"ranks"`
+	Index   uint64         `json:"index,omitempty" doc:"of the mark's entry"`
+	Epoch   int64          `json:"epoch" doc:"-1: none, or it is not readable"`
+	Lineage string         `json:"lineage,omitempty"`
+	Sum     *events.Digest `json:"sum,omitempty" doc:"SHA-256 of its bytes"`
+	Reason  string         `json:"reason,omitempty" doc:"why it is not readable"`
 }
 
 // LastCall is what a rank did last.

@@ -12,6 +12,10 @@ const ProtocolVersion = 1
 // of each of 10,000 slots is half of it.
 const BodyBytesMax = 8 << 20
 
+// MarkBodyBytesMax is how long the body of a request may be that brings a mark,
+// which JSON has in base64.
+const MarkBodyBytesMax = BodyBytesMax + (events.MarkBytesMax+2)/3*4
+
 // DefaultModel is the model of clients that name none.
 const DefaultModel = "main"
 
@@ -34,6 +38,8 @@ type SessionRequest struct {
 	Slots       []SlotRequest      `json:"slots,omitempty" doc:"the model's slots, in slot order; absent: as the log has them"`
 	Gates       *events.GateConfig `json:"gates,omitempty" doc:"thresholds of every slot that names none of its own; absent: the defaults"`
 	AutoForward []events.Gate      `json:"auto_forward,omitempty" doc:"gates that a tick tries by itself"`
+
+	Resume MarkBytes `json:"resume,omitempty" doc:"a mark: where no slots are named and the log does not know the model, it is configured as the mark's; POST /v1/resume is still to be called"`
 
 	Answered *uint64 `json:"answered,omitempty" doc:"reconnecting: number of the last call that was answered; with it go round and lineage"`
 	Round    uint64  `json:"round,omitempty" doc:"reconnecting: the session's"`
@@ -140,10 +146,12 @@ type Done struct {
 	Index uint64       `json:"index"`
 }
 
-// Fence is the answer to an epoch step or a fence.
+// Fence is the answer to an epoch step, a fence, a reset or a resume.
 type Fence struct {
-	Epoch   int64    `json:"epoch" doc:"last stepped epoch, -1: none"`
-	Index   uint64   `json:"index"`
+	Epoch      int64  `json:"epoch" doc:"last stepped epoch, -1: none"`
+	Generation uint64 `json:"generation,omitempty" doc:"absent in the mode observe"`
+	Index      uint64 `json:"index"`
+
 	Changes []Change `json:"changes" doc:"slots whose seed, stage, alpha or frozen flag changed since the last fence, in slot order"`
 	Slots   []Slot   `json:"slots" doc:"every slot at this fence, in slot order"`
 }
@@ -158,6 +166,7 @@ type Change struct {
 	AlphaFrom float64      `json:"alpha_from"`
 	Alpha     float64      `json:"alpha"`
 	Frozen    bool         `json:"frozen"`
+	Replaced  bool         `json:"replaced" doc:"of two seeds, one then and one now, they are not the same one"`
 }
 
 // SlotOf describes one slot of a model.

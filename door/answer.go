@@ -18,7 +18,7 @@ func (s *Server) answer(t *track, found *matched, c call, list []fsm.Observation
 	case refused(e) != nil:
 		a.problem = refusal(e, index)
 	case e.Key.Op.Fence():
-		a.body = &api.Fence{Epoch: m.Epoch, Index: index, Changes: changes(t.fenced, m), Slots: api.SlotsOf(m)}
+		a.body = &api.Fence{Epoch: m.Epoch, Generation: m.Generation, Index: index, Changes: changes(t.fenced, m), Slots: api.SlotsOf(m)}
 	case verdictOf(e) != nil:
 		a.body = s.decision(m, e, index, c, local)
 	default:
@@ -99,11 +99,12 @@ func changes(from, to *fsm.Model) []api.Change {
 		if j, ok := from.Config.Slot(now.Name); ok {
 			before = api.SlotOf(from, j)
 		}
-		if now.Germinations == before.Germinations && now.Stage == before.Stage && now.Alpha == before.Alpha && now.Frozen == before.Frozen {
+		replaced := now.Seed > 0 && before.Seed > 0 && (now.Seed != before.Seed || now.SeedID != before.SeedID || now.Blueprint != before.Blueprint)
+		if !replaced && now.Germinations == before.Germinations && now.Stage == before.Stage && now.Alpha == before.Alpha && now.Frozen == before.Frozen {
 			continue
 		}
 		out = append(out, api.Change{Slot: now.Name, Seed: now.Germinations, Blueprint: cmp.Or(now.Blueprint, before.Blueprint), From: before.Stage, To: now.Stage,
-			AlphaFrom: before.Alpha, Alpha: now.Alpha, Frozen: now.Frozen})
+			AlphaFrom: before.Alpha, Alpha: now.Alpha, Frozen: now.Frozen, Replaced: replaced})
 	}
 	return out
 }

@@ -20,6 +20,8 @@ type call struct {
 	*api.Call
 	slot string
 	args fsm.Args
+
+	unreadable string // what is wrong with a resume's mark; empty if nothing is
 }
 
 // answered is the last answer of a track.
@@ -50,7 +52,11 @@ func (s *Server) numbered(ctx context.Context, c call) (any, error) {
 	if p != nil {
 		return nil, p
 	}
-	ctx, done := s.callContext(ctx, ses.ctx, s.forRank0())
+	missing := s.forRank0()
+	if c.args.Op() == events.OpResume {
+		missing = s.forMarks(c.Model)
+	}
+	ctx, done := s.callContext(ctx, ses.ctx, missing)
 	defer done()
 	if p := t.lock(ctx); p != nil {
 		return nil, p
@@ -88,10 +94,14 @@ func (s *Server) answerCall(ctx context.Context, t *track, c call) (*answered, *
 		return nil, p
 	}
 	if t.tells.Load() != nil {
+		if c.unreadable != "" {
+			return nil, unreadable(&offer{Rank: s.rank, Sum: c.args.(fsm.Resume).Sum, Reason: c.unreadable})
+		}
 		return s.tell(t, c, key), nil
 	}
 	list := observations(t.observed.Board(), c.Observations)
-	m, p := s.match(ctx, t, fsm.Call{Key: key, Site: c.Site, Observations: list, Args: c.args})
+	whole := fsm.Call{Key: key, Site: c.Site, Observations: list, Args: c.args}
+	m, p := s.match(ctx, t, whole, c.unreadable)
 	if p != nil {
 		return nil, p
 	}
@@ -160,9 +170,18 @@ type placed struct {
 	entry *events.Entry
 }
 
-// match finds the entry that answers a call, as the session's mode and ordering
-// want it.
-func (s *Server) match(ctx context.Context, t *track, c fsm.Call) (*matched, *api.Problem) {
+// match finds the entry that answers a call; for a resume, once all ranks have
+// brought the same mark.
+func (s *Server) match(ctx context.Context, t *track, c fsm.Call, unreadable string) (*matched, *api.Problem) {
+	if c.Key.Op == events.OpResume {
+		return s.resumeHere(ctx, t, c, unreadable)
+	}
+	t.offer.Store(nil) // of a resume that the trainer has given up
+	return s.matchEntry(ctx, t, c)
+}
+
+// matchEntry finds it as the session's mode and ordering want it.
+func (s *Server) matchEntry(ctx context.Context, t *track, c fsm.Call) (*matched, *api.Problem) {
 	switch {
 	case s.rank == 0 || t.mode == events.ModeKeyed && !t.warns:
 		return s.matchNumber(ctx, t, c)

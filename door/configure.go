@@ -17,7 +17,11 @@ func (s *Server) configure(ctx context.Context, t *track, req *api.SessionReques
 		return p
 	}
 	m := s.replica.State().Model(t.model)
-	args := fsm.Configure{Slots: expand(req, m)}
+	marked, p := markedSlots(req, m)
+	if p != nil {
+		return p
+	}
+	args := fsm.Configure{Slots: expand(req, m, marked)}
 	key := events.Key{Round: t.round, Model: t.model, Op: events.OpConfigure, Epoch: -1}
 	if m != nil {
 		key.Generation, key.Epoch = m.Generation, m.Epoch
@@ -43,14 +47,14 @@ func (s *Server) configure(ctx context.Context, t *track, req *api.SessionReques
 			return p
 		}
 	}
-	s.open(t, place{next: 1, fences: state.Cursor(t.model).Fence, cursor: state, fenced: state.Model(t.model)})
+	s.open(t, place{next: 1, fences: state.Cursor(t.model).Fence, cursor: state, fenced: state.Model(t.model), fencedAt: index})
 	s.ledger.answered(api.LastCall{Rank: s.rank, Key: *e.Key, Site: req.Site})
 	return nil
 }
 
 // compareConfig lets the state machine compare, as it did for rank 0.
 func (s *Server) compareConfig(ctx context.Context, state *fsm.State, key events.Key, req *api.SessionRequest, e *events.Entry, index uint64) *api.Problem {
-	args := fsm.Configure{Slots: expand(req, state.Model(key.Model))}
+	args := fsm.Configure{Slots: expand(req, state.Model(key.Model), nil)}
 	evs, err := fsm.Decide(state, fsm.Call{Key: fsm.NextKey(state, key.Model, "", args), Args: args})
 	if err != nil {
 		return problemOf(err)
@@ -67,14 +71,34 @@ func (s *Server) compareConfig(ctx context.Context, state *fsm.State, key events
 	return p
 }
 
+// markedSlots returns the slots of the mark that a trainer comes with, where they
+// are all that says how the model is configured: it names none itself, and the
+// log does not know the model.
+func markedSlots(req *api.SessionRequest, m *fsm.Model) ([]events.SlotConfig, *api.Problem) {
+	if m != nil || req.Slots != nil || len(req.Resume) == 0 {
+		return nil, nil
+	}
+	mark, _, err := events.DecodeMark(req.Resume)
+	switch {
+	case err != nil:
+		return nil, problemf(events.CodeMarkMismatch, "resume: rank %d brought %v; nothing was changed", req.Rank, err)
+	case mark.Model != req.Model:
+		return nil, problemf(events.CodeMarkMismatch, "resume: the mark is of model %.64q, expected one of model %q: resume each model with its own mark; nothing was changed", mark.Model, req.Model)
+	}
+	return mark.Slots, nil
+}
+
 // expand makes the slots of a configuration from what the trainer gave: a
 // slot's own settings, else the model's, else the defaults. A trainer that
-// names no slots means those of the log's model m, with its settings for them;
-// nil: it gave nothing, or there is no model yet.
-func expand(req *api.SessionRequest, m *fsm.Model) []events.SlotConfig {
+// names no slots means those of the log's model m, or else those of its mark,
+// with its settings for them; nil: it gave nothing, or there is no model yet.
+func expand(req *api.SessionRequest, m *fsm.Model, marked []events.SlotConfig) []events.SlotConfig {
 	slots := req.Slots
 	if slots == nil {
-		if m == nil || req.Gates == nil && req.AutoForward == nil {
+		switch {
+		case m == nil && marked != nil:
+			return overrideAll(marked, req)
+		case m == nil || req.Gates == nil && req.AutoForward == nil:
 			return nil
 		}
 		return overrideAll(m.Config.Slots, req)

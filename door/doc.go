@@ -11,6 +11,7 @@
 //	follow.go    mode follow: until rank 0's next fence is in it
 //	warn.go      ordering warn: until rank 0's call of that kind is in it
 //	match.go     all: the entry's key is compared with the caller's
+//	resume.go    a resume only: until all ranks have brought the same mark (offers.go)
 //	track.go     the cursor moves to the entry
 //	answer.go    the answer is computed from the state there, never from the head
 //
@@ -22,7 +23,7 @@
 //
 // In the mode observe (tell.go) a call is answered at once, and recorded and
 // compared behind the trainer's back. What is no numbered call is in
-// unnumbered.go: requests, busy, the end of a session. How long a call waits is
+// unnumbered.go: requests, busy, the end of a session; and marks in checkpoint.go. How long a call waits is
 // in patience.go. A trainer that ends without a word is noticed in gone.go, also
 // if esperd was started again meanwhile (noted.go), and word.go keeps the memory
 // that trainers look at between two steps.

@@ -1,6 +1,7 @@
 package door
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/esperd/esperd/api"
+	"github.com/esperd/esperd/events"
 )
 
 // FuzzTrainerDoor posts any body to any endpoint: the door answers each with
@@ -30,6 +32,11 @@ func FuzzTrainerDoor(f *testing.F) {
 	f.Add(uint8(4), `{`+session+`,"call":1,"fence":0,"blueprint":"b","seed_id":"\u0000\ud800","tempo":-1,"target":1e308}`)
 	f.Add(uint8(9), `{`+session+`,"call":1,"fence":0,"target":"-Infinity","ticks":9223372036854775807,"steepness":1e-300}`)
 	f.Add(uint8(3), `[[[[[[[[[[[[`)
+	for _, mark := range marksOf(b) {
+		f.Add(uint8(14), `{`+session+`,"call":1,"fence":0,"mark":"`+base64.StdEncoding.EncodeToString(mark)+`"}`)
+	}
+	f.Add(uint8(14), `{`+session+`,"call":1,"fence":0,"mark":"not base64"}`)
+	f.Add(uint8(15), `{`+session+`,"call":18446744073709551615}`)
 	f.Add(uint8(11), `{`+session+`,"action":"prune","slot":"r0c0","seed":18446744073709551615,"reason":"\u0000","initiator":"\ud800"}`)
 	f.Add(uint8(11), `{"action":"prune","slot":"r0c0","model":"critic"}`)
 	f.Add(uint8(12), `{`+session+`,"reason":"evaluation","seconds":1e-320}`)
@@ -50,9 +57,23 @@ func FuzzTrainerDoor(f *testing.F) {
 	})
 }
 
+// marksOf returns a mark of rank 0's model, and what may become of one.
+func marksOf(b *bench) [][]byte {
+	state := b.log.Node(0).State()
+	_, rec, err := b.log.Node(0).Entry(state.Index)
+	require.NoError(b.t, err)
+	mark := state.Mark(state.Model(api.DefaultModel), state.Index, rec.Chain)
+	good, _, err := events.EncodeMark(mark)
+	require.NoError(b.t, err)
+	mark.Run, mark.Record.Tick = "another", 1<<63
+	other, _, err := events.EncodeMark(mark)
+	require.NoError(b.t, err)
+	return [][]byte{good, other, good[:len(good)-1], nil}
+}
+
 var fuzzPaths = []string{"/v1/session", "/v1/fence", "/v1/epochs/3/step", "/v1/slots/r0c0/observe", "/v1/slots/r0c0/germinate", "/v1/slots/r0c0/advance",
 	"/v1/slots/r0c0/verdict", "/v1/slots/r0c0/prune", "/v1/slots/r0c0/schedule_prune", "/v1/slots/r0c0/alpha_target", "/v1/reset",
-	"/v1/requests", "/v1/busy", "/v1/close"}
+	"/v1/requests", "/v1/busy", "/v1/close", "/v1/resume", "/v1/checkpoint"}
 
 // answersAnything posts a body and returns whether it was taken.
 func (b *bench) answersAnything(rank int, path, body string) bool {

@@ -222,7 +222,7 @@ func (s *Server) inVain(reports []nodeReport, round uint64) bool {
 	waits := false
 	for _, r := range reports {
 		for _, a := range r.Waiting {
-			if a.What != waitDecision || a.Key == nil || a.Key.Round != round {
+			if a.What == waitRound || a.Key == nil || a.Key.Round != round {
 				continue
 			}
 			if r.Rank.Rank == s.rank {

@@ -220,7 +220,11 @@ func withBody(next http.Handler) http.Handler {
 		_ = flow.SetReadDeadline(time.Now().Add(bodyReadMax)) // a recorder in a test has none
 		buf := bodies.Get().(*bytes.Buffer)
 		defer putBody(buf)
-		if p := readBody(buf, r.Body); p != nil {
+		limit := api.BodyBytesMax
+		if r.URL.Path == resumePath || r.URL.Path == sessionPath {
+			limit = api.MarkBodyBytesMax
+		}
+		if p := readBody(buf, r.Body, limit); p != nil {
 			w.Header().Set("Connection", "close")
 			writeProblem(w, p)
 			return
@@ -234,18 +238,18 @@ func withBody(next http.Handler) http.Handler {
 	})
 }
 
-func readBody(buf *bytes.Buffer, body io.Reader) *api.Problem {
-	_, err := buf.ReadFrom(io.LimitReader(body, api.BodyBytesMax+1))
+func readBody(buf *bytes.Buffer, body io.Reader, limit int) *api.Problem {
+	_, err := buf.ReadFrom(io.LimitReader(body, int64(limit)+1))
 	switch {
 	case err != nil:
 		p := problemf(events.CodeInvalidInput, "the body did not arrive: %v", err)
 		p.Status = http.StatusBadRequest
 		return p
-	case buf.Len() > api.BodyBytesMax:
+	case buf.Len() > limit:
 		// A client that is still writing when the connection is closed takes the
 		// answer for a lost connection.
 		_, _ = io.Copy(io.Discard, io.LimitReader(body, bodyDrainMax))
-		p := problemf(events.CodeInvalidInput, "the body has more than %d bytes, expected fewer: observe each slot once a call, and shorten the arguments", api.BodyBytesMax)
+		p := problemf(events.CodeInvalidInput, "the body has more than %d bytes, expected fewer: observe each slot once a call, and shorten the arguments", limit)
 		p.Status = http.StatusRequestEntityTooLarge
 		return p
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/esperd/esperd/api"
@@ -20,6 +21,7 @@ import (
 const (
 	waitRound    = "round"
 	waitDecision = "decision"
+	waitMarks    = "marks"
 )
 
 // askMax is how long the other nodes have to answer: they are asked for people,
@@ -62,6 +64,8 @@ type wait struct {
 	key   *events.Key
 	site  string
 	since time.Time
+
+	missing *atomic.Pointer[[]uint64] // ranks that it waits for, as they are known; nil: see arrivals
 }
 
 func (l *ledger) answered(c api.LastCall) {
@@ -110,6 +114,9 @@ func (l *ledger) arrivals(rank uint64) []api.Arrival {
 		if w.what == waitDecision && rank != 0 {
 			a.Missing = []uint64{0}
 		}
+		if w.missing != nil && w.missing.Load() != nil {
+			a.Missing = *w.missing.Load()
+		}
 		out = append(out, a)
 	}
 	sortArrivals(out)
@@ -125,7 +132,12 @@ func sortArrivals(list []api.Arrival) {
 // waiting puts a wait into the ledger until the returned function is called. A
 // long one is logged once.
 func (s *Server) waiting(ctx context.Context, what string, key *events.Key, site string) func() {
-	w := &wait{what: what, key: key, site: site, since: time.Now()}
+	return s.waitingFor(ctx, what, key, site, nil)
+}
+
+// waitingFor is waiting where the ranks that are waited for become known.
+func (s *Server) waitingFor(ctx context.Context, what string, key *events.Key, site string, missing *atomic.Pointer[[]uint64]) func() {
+	w := &wait{what: what, key: key, site: site, since: time.Now(), missing: missing}
 	s.ledger.add(w)
 	warn := time.AfterFunc(s.warnAfter, func() {
 		if ctx.Err() == nil {
@@ -143,15 +155,25 @@ func (s *Server) warn(w *wait) {
 	switch {
 	case w.what == waitRound:
 		log.Warn("waiting for the other ranks' trainers to connect", "missing_ranks", s.roundMissing())
+	case w.what == waitMarks:
+		log.Warn("waiting for the other ranks to resume", "key", w.key.String(), "missing_ranks", *w.missing.Load())
 	case s.rank == 0:
 		st := s.replica.Status()
 		log.Warn("rank 0's call is not in the log yet", "key", w.key.String(), "role", st.Role, "leader", st.Leader)
 	default:
 		reports, _ := s.gather(s.ctx, w.key.Model)
-		for _, b := range busyOf(reports, []uint64{0}) {
+		missing := []uint64{0}
+		if i := slices.IndexFunc(reports, func(r nodeReport) bool { return r.Rank.Rank == s.rank }); i >= 0 && w.key.Op == events.OpResume {
+			for _, a := range reports[i].Waiting {
+				if *a.Key == *w.key {
+					missing = a.Missing
+				}
+			}
+		}
+		for _, b := range busyOf(reports, missing) {
 			log = log.With("busy", b.Reason, "busy_seconds", b.Seconds)
 		}
-		log.Warn("waiting for rank 0's call", "key", w.key.String(), "missing_ranks", []uint64{0}, "rank_0", s.lastOfRank0Text(w.key.Model))
+		log.Warn("waiting for rank 0's call", "key", w.key.String(), "missing_ranks", missing, "rank_0", s.lastOfRank0Text(w.key.Model))
 	}
 }
 
@@ -220,6 +242,7 @@ func (s *Server) gather(ctx context.Context, model string) ([]nodeReport, []api.
 		reports = append(reports, r)
 	}
 	slices.SortFunc(reports, func(a, b nodeReport) int { return cmp.Compare(a.Rank.Rank, b.Rank.Rank) })
+	nameMissing(reports)
 	return reports, unreachable
 }
 

@@ -106,8 +106,13 @@ func (e *replacedError) Error() string { return e.problem.Detail }
 // happen in time.
 func ended(ctx context.Context, waitedOut func() *api.Problem) *api.Problem {
 	cause := context.Cause(ctx)
-	var replaced *replacedError
+	var (
+		replaced  *replacedError
+		concluded *concludedError
+	)
 	switch {
+	case errors.As(cause, &concluded):
+		return concluded.problem
 	case errors.As(cause, &replaced):
 		return replaced.problem
 	case errors.Is(cause, errClosing):

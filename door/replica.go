@@ -45,8 +45,9 @@ type Replica interface {
 	// one that is pending already is found.
 	Request(ctx context.Context, r events.Requested) (index uint64, err error)
 
-	// Ask puts a question to every other node, for as long as ctx lasts;
-	// Handle answers those of others.
+	// Ask puts a question to every other node, for as long as ctx lasts, AskNode
+	// to one; Handle answers those of others.
 	Ask(ctx context.Context, method string, question any) []replica.Answer
+	AskNode(ctx context.Context, node events.NodeID, method string, question any) replica.Answer
 	Handle(method string, answer func(ctx context.Context, question []byte) (any, error))
 }

@@ -61,6 +61,7 @@ type Server struct {
 	faults   faults
 	looks    looks
 	recent   recent
+	verdicts verdicts
 	metrics  *metrics
 	words    *words
 	noted    string    // path of the file that says whose process is watched
@@ -92,6 +93,8 @@ func newServer(o Options) *Server {
 	s.metrics = newMetrics(s)
 	s.words = newWords(s.log)
 	s.replica.Handle(askLedger, s.answerLedger)
+	s.replica.Handle(askOffer, s.answerOffer)
+	s.replica.Handle(askVerdict, s.answerVerdict)
 	return s
 }
 

@@ -92,7 +92,7 @@ func (s *Server) restoreTold(ctx context.Context, t *track, req *api.SessionRequ
 			}
 		}
 	}
-	s.open(t, place{next: *req.Answered + 1, fences: req.Fences, cursor: at, fenced: at.Model(t.model)})
+	s.open(t, place{next: *req.Answered + 1, fences: req.Fences, cursor: at, fenced: at.Model(t.model), fencedAt: at.Index})
 	t.tells.Load().missed() // what was told meanwhile
 	return nil
 }
@@ -131,7 +131,7 @@ func (s *Server) echo(t *track, c call) any {
 		}
 	}
 	switch c.args.(type) {
-	case fsm.StepEpoch, fsm.Fence, fsm.Reset:
+	case fsm.StepEpoch, fsm.Fence, fsm.Reset, fsm.Resume:
 		f := &api.Fence{Epoch: -1, Changes: []api.Change{}, Slots: []api.Slot{}}
 		if step, ok := c.args.(fsm.StepEpoch); ok {
 			f.Epoch = step.Epoch
@@ -170,6 +170,13 @@ func (s *Server) recordCall(ctx context.Context, w *teller, round uint64, x told
 	if c.Key.Round != round {
 		return standing(s.replica.State(), round)
 	}
+	if resume, ok := c.Args.(fsm.Resume); ok {
+		var p *api.Problem
+		if resume.Held, p = s.holds(ctx, resume.Mark, round); p != nil {
+			return p
+		}
+		c.Args = resume
+	}
 	for {
 		index, err := s.replica.Decide(ctx, c)
 		if err == nil {
@@ -204,6 +211,9 @@ func (s *Server) recordCall(ctx context.Context, w *teller, round uint64, x told
 func (s *Server) compareTold(ctx context.Context, w *teller, round uint64, x told) *api.Problem {
 	if w.lost && !x.args.Op().Fence() {
 		return nil
+	}
+	if x.args.Op() == events.OpResume {
+		clear(w.parted)
 	}
 	for {
 		key := fsm.NextKey(w.at, w.model, x.slot, x.args)

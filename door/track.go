@@ -14,8 +14,8 @@ import (
 
 const replayMax = 4096 // entries that a cursor is moved over one by one
 
-// track is where one session stands in one model: its cursor. Everything but
-// observed and config is used only by who holds the turn.
+// track is where one session stands in one model: its cursor. What is not atomic
+// or locked by itself is used only by who holds the turn.
 type track struct {
 	ctx   context.Context // the session's
 	round uint64
@@ -31,6 +31,7 @@ type track struct {
 	stretch *stretch  // with warns: the calls since the last fence
 	shadow  *shadow   // nil on rank 0, and where the trainers decide by themselves
 
+	offer    atomic.Pointer[offer]      // the mark that the trainer has brought to a resume; nil: none
 	config   atomic.Pointer[fsm.Config] // set once call 0 is answered
 	visible  atomic.Pointer[fsm.Model]  // at the cursor
 	tells    atomic.Pointer[teller]     // in the mode observe
@@ -43,6 +44,8 @@ type place struct {
 	fences uint64     // among those that were answered
 	cursor *fsm.State // after the last answered call
 	fenced *fsm.Model // at the last fence, or as configured
+
+	fencedAt uint64 // index of that fence's entry, or of the configuration's
 }
 
 // land moves the track over an answered call.
@@ -53,13 +56,16 @@ func (t *track) land(m *matched, a *answered) {
 		t.cursor = m.after
 	}
 	if _, ok := a.body.(*api.Fence); ok {
-		t.fenced = m.after.Model(t.model)
+		t.fenced, t.fencedAt = m.after.Model(t.model), m.index
 		t.fences++
 	}
 	t.visible.Store(t.cursor.Model(t.model))
 	t.last = a
 	if t.stretch != nil {
 		t.stretch.land(t.model, m)
+	}
+	if t.shadow != nil && rewinds(m.entry) { // what was measured belongs to the branch that is left
+		t.shadow = newShadow(m.after, t.model, t.shadow.log)
 	}
 }
 
@@ -199,7 +205,7 @@ func (s *Server) restore(ctx context.Context, t *track, req *api.SessionRequest)
 	if p != nil {
 		return p
 	}
-	stands := place{next: *req.Answered + 1, fences: at.Cursor(t.model).Fence, cursor: at, fenced: before.Model(t.model)}
+	stands := place{next: *req.Answered + 1, fences: at.Cursor(t.model).Fence, cursor: at, fenced: before.Model(t.model), fencedAt: index}
 	var taken *stretch
 	if s.rank != 0 && mode == events.ModeKeyed && t.warns { // opened only with all of it: what is missing would be answered twice
 		t.stretch = newStretch(at, t.model)

@@ -20,6 +20,12 @@ const (
 	defaultInitiator = "policy"
 )
 
+// The calls whose bodies may bring a mark.
+const (
+	sessionPath = "/v1/session"
+	resumePath  = "/v1/resume"
+)
+
 type output[T any] struct{ Body *T }
 
 type slotInput[B any] struct {
@@ -29,7 +35,7 @@ type slotInput[B any] struct {
 
 // trainerDoor registers the calls of the trainer.
 func (s *Server) trainerDoor(a huma.API) {
-	huma.Register(a, post("connect", "/v1/session", "Open a session, or return to it, and configure a model (its call 0)"),
+	huma.Register(a, postMark("connect", sessionPath, "Open a session, or return to it, and configure a model (its call 0)"),
 		func(ctx context.Context, in *struct{ Body api.SessionRequest }) (*output[api.SessionAnswer], error) {
 			return result[api.SessionAnswer](s.connect(ctx, &in.Body))
 		})
@@ -42,15 +48,20 @@ func (s *Server) trainerDoor(a huma.API) {
 			Epoch int64 `path:"epoch" doc:"above the last stepped one"`
 			Body  api.StepRequest
 		}) (*output[api.Fence], error) {
-			return result[api.Fence](s.numbered(ctx, call{&in.Body.Call, "", fsm.StepEpoch{Epoch: in.Epoch}}))
+			return result[api.Fence](s.numbered(ctx, call{Call: &in.Body.Call, args: fsm.StepEpoch{Epoch: in.Epoch}}))
 		})
 	huma.Register(a, post("fence", "/v1/fence", "Close a stretch of calls without a tick and return the changes since the last fence"),
 		func(ctx context.Context, in *struct{ Body api.FenceRequest }) (*output[api.Fence], error) {
-			return result[api.Fence](s.numbered(ctx, call{&in.Body.Call, "", fsm.Fence{N: in.Body.N}}))
+			return result[api.Fence](s.numbered(ctx, call{Call: &in.Body.Call, args: fsm.Fence{N: in.Body.N}}))
 		})
 	huma.Register(a, post("reset", "/v1/reset", "Start the model's next generation: all slots DORMANT, epochs from 0; a fence"),
 		func(ctx context.Context, in *struct{ Body api.ResetRequest }) (*output[api.Fence], error) {
-			return result[api.Fence](s.numbered(ctx, call{&in.Body.Call, "", fsm.Reset{}}))
+			return result[api.Fence](s.numbered(ctx, call{Call: &in.Body.Call, args: fsm.Reset{}}))
+		})
+	huma.Register(a, postMark("resume", resumePath, "Take the model back to a mark, once every rank has brought the same one; a fence"),
+		func(ctx context.Context, in *struct{ Body api.ResumeRequest }) (*output[api.Fence], error) {
+			args, why := resumeArgs(in.Body.Mark)
+			return result[api.Fence](s.numbered(ctx, call{Call: &in.Body.Call, args: args, unreadable: why}))
 		})
 	s.unnumberedCalls(a)
 	slotCall[api.GerminateRequest, api.Done](s, a, events.OpGerminate, "Put a new seed into an empty slot", germinate)
@@ -69,11 +80,18 @@ func post(id, path, summary string) huma.Operation {
 		MaxBodyBytes: api.BodyBytesMax + 1, BodyReadTimeout: -1}
 }
 
+// postMark describes a call whose body may bring a mark.
+func postMark(id, path, summary string) huma.Operation {
+	o := post(id, path, summary)
+	o.MaxBodyBytes = api.MarkBodyBytesMax + 1
+	return o
+}
+
 func slotCall[B, A any](s *Server, a huma.API, op events.Op, summary string, read func(*B) (*api.Call, fsm.Args)) {
 	huma.Register(a, post(string(op), "/v1/slots/{slot}/"+string(op), summary),
 		func(ctx context.Context, in *slotInput[B]) (*output[A], error) {
 			c, args := read(&in.Body)
-			return result[A](s.numbered(ctx, call{c, in.Slot, args}))
+			return result[A](s.numbered(ctx, call{Call: c, slot: in.Slot, args: args}))
 		})
 }
 

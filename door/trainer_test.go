@@ -144,7 +144,7 @@ func (tr *trainer) goesOn(path string, a reply) {
 		return // it is free
 	}
 	tr.call++
-	switch fences := path == "/v1/fence" || path == "/v1/reset" || strings.HasSuffix(path, "/step"); {
+	switch fences := path == "/v1/fence" || path == "/v1/reset" || path == "/v1/resume" || strings.HasSuffix(path, "/step"); {
 	case !fences && at.Index > 0:
 		tr.matched = append(tr.matched, at.Index)
 	case fences:
@@ -183,6 +183,15 @@ func (tr *trainer) fenceAt(n int64, more ...members) reply {
 }
 
 func (tr *trainer) reset() reply { return tr.makes("/v1/reset") }
+
+func (tr *trainer) resume(mark []byte) reply { return tr.makes("/v1/resume", members{"mark": mark}) }
+
+// checkpoint takes a mark.
+func (tr *trainer) checkpoint() *api.Mark {
+	tr.j.t.Helper()
+	m := decodeAs[api.Mark](tr.j.t, tr.post("/v1/checkpoint", members{"session": tr.req.Incarnation, "model": tr.req.Model, "call": tr.call}).ok(tr.j.t).body)
+	return &m
+}
 
 // later makes a call in the background.
 func later(call func() reply) <-chan reply {

@@ -32,6 +32,10 @@ func (s *Server) unnumberedCalls(a huma.API) {
 		func(ctx context.Context, in *struct{ Body api.RequestRequest }) (*output[api.Requested], error) {
 			return result[api.Requested](s.request(ctx, &in.Body))
 		})
+	huma.Register(a, post("checkpoint", "/v1/checkpoint", "Take a mark of the model where this trainer is, to be stored with the weights"),
+		func(ctx context.Context, in *struct{ Body api.CheckpointRequest }) (*output[api.Mark], error) {
+			return result[api.Mark](s.checkpoint(ctx, &in.Body))
+		})
 	huma.Register(a, post("busy", "/v1/busy", "Say that this rank makes no call for a while, so that the others do not give up"),
 		func(_ context.Context, in *struct{ Body api.BusyRequest }) (*output[api.OK], error) {
 			return result[api.OK](s.busy(&in.Body))

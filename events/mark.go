@@ -84,4 +84,7 @@ func DecodeMark(b []byte) (*Mark, Digest, error) {
 	return m, sha256.Sum256(b), nil
 }
 
+// SumOf returns what marks are compared by, also of bytes that are none.
+func SumOf(b []byte) Digest { return sha256.Sum256(b) }
+
 var readMark = plan(reflect.TypeFor[Mark]())

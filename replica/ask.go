@@ -98,6 +98,27 @@ func (n *Node) Ask(ctx context.Context, method string, q any) []Answer {
 	return out
 }
 
+// AskNode puts a question to one other node.
+func (n *Node) AskNode(ctx context.Context, id events.NodeID, method string, q any) Answer {
+	out := Answer{Node: id}
+	body, err := events.Marshal(q)
+	if err != nil {
+		out.Err = err
+		return out
+	}
+	servers := n.members().Servers
+	i := slices.IndexFunc(servers, func(s raft.Server) bool { return s.ID == raft.ServerID(id) })
+	if i < 0 {
+		out.Err = errorf(events.CodeUnavailable, "node %s is no member of the log", id)
+		return out
+	}
+	var raw cbor.RawMessage
+	out.Address = hostOf(string(servers[i].Address))
+	out.Err = n.net.Call(ctx, string(servers[i].Address), "ask", question{Method: method, Body: body}, &raw)
+	out.Body = raw
+	return out
+}
+
 // drain gives the others what they still need of this node, for as long as ctx
 // allows: its reports, and, from a leader, the last entry and an ear for their
 // reports.

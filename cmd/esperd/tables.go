@@ -65,6 +65,9 @@ func statusTable(w io.Writer, s *api.State, ranks []api.Rank) error {
 			run += fmt.Sprintf(" (lineage %.12s)", s.Lineage)
 		}
 		row("run", run)
+		for _, a := range s.Ancestors {
+			row("continues", ancestorText(&a))
+		}
 		row("phase", phaseText(s))
 		row("leader", leaderText(s))
 		log := fmt.Sprintf("entry %d, chain %s", s.Index, s.Chain.Short())
@@ -96,6 +99,13 @@ func joiningText(s *api.State) string {
 		return s.Problem
 	}
 	return fmt.Sprintf("It waits until the esperds of all %s are up to found one, or for one that is part of it; esperd ranks shows who answers.", plural(int(s.World), "rank"))
+}
+
+func ancestorText(a *events.Ancestor) string {
+	if a.Index == 0 {
+		return fmt.Sprintf("lineage %.12s, which is lost but for a mark", a.Lineage)
+	}
+	return fmt.Sprintf("lineage %.12s, up to entry %d", a.Lineage, a.Index)
 }
 
 func phaseText(s *api.State) string {

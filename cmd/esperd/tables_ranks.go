@@ -111,8 +111,11 @@ func busyText(b *api.Busy) string {
 
 func waitingText(a *api.Arrival, ranks []api.Rank) string {
 	what := "the other trainers"
-	if a.What == "decision" {
+	switch a.What {
+	case "decision":
 		what = keyText(a.Key) + siteText(a.Site)
+	case "marks":
+		what = "the other ranks' marks, in " + keyText(a.Key) + siteText(a.Site)
 	}
 	text := fmt.Sprintf("waits %.1f s for %s", a.Seconds, what)
 	if len(a.Missing) > 0 {

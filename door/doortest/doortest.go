@@ -95,7 +95,11 @@ func (l *Log) append(e *events.Entry) (uint64, error) {
 		prev = l.records[len(l.records)-1].Chain
 	}
 	l.entries = append(l.entries, e)
-	l.records = append(l.records, events.Record{Index: next.Index, Chain: events.Chain(prev, next.Index, b), Entry: bytes.Clone(b)})
+	rec := events.Record{Index: next.Index, Chain: events.Chain(prev, next.Index, b), Bookkeeping: next.Bookkeeping(), Entry: bytes.Clone(b)}
+	if e.Key != nil {
+		rec.Lifecycle = next.Lifecycle(e.Key.Model)
+	}
+	l.records = append(l.records, rec)
 	l.states = append(l.states, next)
 	if e.Key != nil {
 		l.calls[events.CallID{Round: e.Key.Round, Model: e.Key.Model, Call: e.Key.Call}] = next.Index
@@ -396,21 +400,34 @@ func (n *Node) Handle(method string, answer func(context.Context, []byte) (any, 
 func (n *Node) Ask(ctx context.Context, method string, question any) []replica.Answer {
 	var out []replica.Answer
 	for _, other := range n.log.nodes {
-		if other == n {
-			continue
+		if other != n {
+			out = append(out, other.asked(ctx, method, question))
 		}
-		n.log.mu.Lock()
-		handler := other.handlers[method]
-		n.log.mu.Unlock()
-		a := replica.Answer{Node: other.status.Node, Address: other.status.Address}
-		if handler == nil {
-			a.Err = fmt.Errorf("nobody answers at %s", a.Address)
-		} else {
-			a.Body, a.Err = ask(ctx, handler, question)
-		}
-		out = append(out, a)
 	}
 	return out
+}
+
+// AskNode implements door.Replica.
+func (n *Node) AskNode(ctx context.Context, id events.NodeID, method string, question any) replica.Answer {
+	for _, other := range n.log.nodes {
+		if other.status.Node == id {
+			return other.asked(ctx, method, question)
+		}
+	}
+	return replica.Answer{Node: id, Err: fmt.Errorf("there is no node %s", id)}
+}
+
+func (n *Node) asked(ctx context.Context, method string, question any) replica.Answer {
+	n.log.mu.Lock()
+	handler := n.handlers[method]
+	n.log.mu.Unlock()
+	a := replica.Answer{Node: n.status.Node, Address: n.status.Address}
+	if handler == nil {
+		a.Err = fmt.Errorf("nobody answers at %s", a.Address)
+	} else {
+		a.Body, a.Err = ask(ctx, handler, question)
+	}
+	return a
 }
 
 func ask(ctx context.Context, handler func(context.Context, []byte) (any, error), question any) ([]byte, error) {
