@@ -117,7 +117,7 @@ func (a *Admin) Ready(ctx context.Context) error {
 // Request asks, as an operator, for something at a model's next fence. Over the
 // admin door it needs esperd's token; over the socket that is "".
 func (a *Admin) Request(ctx context.Context, token string, r api.RequestRequest) (*api.Requested, error) {
-	body, err := encode(r)
+	body, err := encode(r, api.BodyBytesMax)
 	if err != nil {
 		return nil, err
 	}

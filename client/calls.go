@@ -71,6 +71,14 @@ func (c *Client) Reset(ctx context.Context) (*api.Fence, error) {
 	return c.fenced(ctx, "/v1/reset", func(k api.Call) any { return api.ResetRequest{Call: k} })
 }
 
+// Resume takes the model back to a mark, once the trainers of all ranks have
+// brought the same one. It is a fence: what changed is told from what this rank
+// saw last. Marks that differ, or are none, are ErrMarkMismatch, and change
+// nothing; its Marks say which ranks brought which.
+func (c *Client) Resume(ctx context.Context, mark []byte) (*api.Fence, error) {
+	return c.fenced(ctx, resumePath, func(k api.Call) any { return api.ResumeRequest{Call: k, Mark: mark} })
+}
+
 func (c *Client) done(ctx context.Context, slot string, op events.Op, fill func(api.Call) any) (*api.Done, error) {
 	var d api.Done
 	err := c.call(ctx, slotPath(slot, op), fill, &d, func() uint64 {
@@ -107,6 +115,8 @@ func (c *Client) fenced(ctx context.Context, path string, fill func(api.Call) an
 	}
 	return &f, nil
 }
+
+const resumePath = "/v1/resume"
 
 const slotPrefix = "/v1/slots/" // of every call that is no fence
 

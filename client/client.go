@@ -43,6 +43,11 @@ type Options struct {
 	Gates       *events.GateConfig
 	AutoForward []events.Gate
 
+	// Resume is a mark that Connect takes the model back to, as its first call. A
+	// model that the log does not know is configured as the mark's, unless Slots
+	// are given. Models that are opened later are not concerned.
+	Resume []byte
+
 	ConnectMax time.Duration // 0: DefaultConnectMax
 }
 
@@ -86,6 +91,9 @@ func Connect(ctx context.Context, socket string, o Options) (*Client, error) {
 	}
 	c := &Client{o: o, conn: conn{socket: socket}}
 	err := c.connect(ctx, site())
+	if err == nil && o.Resume != nil {
+		_, err = c.Resume(ctx, o.Resume)
+	}
 	if err != nil {
 		c.conn.close()
 		return nil, err
@@ -115,7 +123,7 @@ func (c *Client) connect(ctx context.Context, site string) error {
 // Model opens another model of the same trainer, configured alike.
 func (c *Client) Model(ctx context.Context, name string) (*Client, error) {
 	o := c.o
-	o.Model = name
+	o.Model, o.Resume = name, nil
 	return Connect(ctx, c.conn.socket, o)
 }
 
@@ -154,6 +162,10 @@ func (c *Client) openSession(ctx context.Context, site string) error {
 	req := api.SessionRequest{Protocol: api.ProtocolVersion, Rank: c.o.Rank, WorldSize: c.o.World, Run: c.o.Run,
 		Incarnation: c.o.Incarnation, Fingerprint: c.o.Fingerprint, Mode: c.o.Mode, Ordering: c.o.Ordering, Model: c.o.Model,
 		Slots: c.o.Slots, Gates: c.o.Gates, AutoForward: c.o.AutoForward, Site: site}
+	limit := api.BodyBytesMax
+	if !c.answered && c.o.Resume != nil {
+		req.Resume, limit = c.o.Resume, api.MarkBodyBytesMax
+	}
 	if c.answered {
 		last := c.next - 1
 		req.Answered, req.Round, req.Lineage = &last, c.session.Round, c.session.Lineage
@@ -161,7 +173,7 @@ func (c *Client) openSession(ctx context.Context, site string) error {
 			req.FenceIndex, req.Fences, req.Matched = c.fencedAt, c.fence, c.matched
 		}
 	}
-	body, err := encode(req)
+	body, err := encode(req, limit)
 	if err != nil {
 		return err
 	}
@@ -193,8 +205,12 @@ func (c *Client) call(ctx context.Context, path string, fill func(api.Call) any,
 	site := site()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	limit := api.BodyBytesMax
+	if path == resumePath {
+		limit = api.MarkBodyBytesMax
+	}
 	body, err := encode(fill(api.Call{Session: c.o.Incarnation, Model: c.o.Model, Call: c.next, Fence: c.fence, Site: site,
-		Observations: c.observed.Board(), Outcomes: c.told}))
+		Observations: c.observed.Board(), Outcomes: c.told}), limit)
 	if err == nil {
 		err = c.persist(ctx, path, site, body, out)
 	}

@@ -37,6 +37,7 @@ var (
 	ErrIllegalTransition error = codeError(events.CodeIllegalTransition)
 	ErrUnknownSlot       error = codeError(events.CodeUnknownSlot)
 	ErrConfigMismatch    error = codeError(events.CodeConfigMismatch)
+	ErrMarkMismatch      error = codeError(events.CodeMarkMismatch)
 	ErrInvalidInput      error = codeError(events.CodeInvalidInput)
 	ErrDiverged          error = codeError(events.CodeDiverged)
 	ErrUnavailable       error = codeError(events.CodeUnavailable)
@@ -47,14 +48,14 @@ var errUnreadable = errors.New("esperd's answer is not readable; use the same ve
 
 // encode writes a request. One that esperd would not take is a problem here: it
 // would close the connection on a client that still writes.
-func encode(request any) ([]byte, error) {
+func encode(request any, limit int) ([]byte, error) {
 	body, err := json.Marshal(request)
 	if err != nil {
 		return nil, err
 	}
-	if len(body) > api.BodyBytesMax {
+	if len(body) > limit {
 		p := api.NewProblem(events.CodeInvalidInput, fmt.Sprintf("the request has %d bytes, expected at most %d: shorten its arguments, and observe only slots that the model has; it was not sent, and its number is free",
-			len(body), api.BodyBytesMax))
+			len(body), limit))
 		p.Status = http.StatusRequestEntityTooLarge
 		return nil, &Problem{*p}
 	}

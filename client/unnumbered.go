@@ -34,6 +34,24 @@ func (c *Client) Busy(ctx context.Context, reason string, d time.Duration) error
 	return c.unnumbered(ctx, "/v1/busy", api.BusyRequest{Session: c.o.Incarnation, Reason: reason, Seconds: d.Seconds()}, &api.OK{})
 }
 
+// Checkpoint takes a mark of the model where this client is: after its last
+// answered call, in the mode follow at its last fence. The same is taken on every
+// rank that is there. Its bytes are to be stored with the weights.
+func (c *Client) Checkpoint(ctx context.Context) (*api.Mark, error) {
+	site := site()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	body, err := encode(api.CheckpointRequest{Session: c.o.Incarnation, Model: c.o.Model, Next: &c.next}, api.BodyBytesMax)
+	if err != nil {
+		return nil, err
+	}
+	var m api.Mark
+	if err := c.persist(ctx, "/v1/checkpoint", site, body, &m); err != nil {
+		return nil, err
+	}
+	return &m, nil
+}
+
 // End says goodbye for the trainer, with all of its models, and closes the
 // connection. A process that ends without it is taken for dead, which ends the
 // round for all ranks, as does failed: why the trainer fails, if it does.
@@ -49,7 +67,7 @@ func (c *Client) unnumbered(ctx context.Context, path string, request, answer an
 	site := site()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	body, err := encode(request)
+	body, err := encode(request, api.BodyBytesMax)
 	if err != nil {
 		return err
 	}
