@@ -5,6 +5,7 @@ loops, failures and what to do about them.
 """
 
 from esperd._launch import Launched, launch
+from esperd._mark import Mark, OfferedMark
 from esperd._unnumbered import Busy
 from esperd.client import Client, connect
 from esperd.errors import (
@@ -12,6 +13,7 @@ from esperd.errors import (
     DecisionTimeout,
     Diverged,
     EsperdError,
+    MarkMismatch,
     MissingCall,
     OrderMismatch,
     Refused,
@@ -55,8 +57,11 @@ __all__ = [
     "Key",
     "LastCall",
     "Launched",
+    "Mark",
+    "MarkMismatch",
     "Metrics",
     "MissingCall",
+    "OfferedMark",
     "OrderMismatch",
     "Outcome",
     "Refused",

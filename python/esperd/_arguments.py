@@ -42,6 +42,12 @@ def text(name: str, value: object) -> str:
     return value
 
 
+def octets(name: str, value: object) -> bytes:
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        raise TypeError(f"{name}: expected the bytes that checkpoint() returned, got {type(value).__name__}")
+    return bytes(value)
+
+
 def one_of(name: str, value: object, valid: Sequence[str]) -> str:
     if text(name, value) not in valid:
         raise ValueError(f"{name}: expected {', '.join(map(repr, valid[:-1]))} or {valid[-1]!r}, got {value!r}")

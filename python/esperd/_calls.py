@@ -8,6 +8,7 @@ anew, which answers from the log if the call is there already.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import os
 import threading
@@ -15,7 +16,8 @@ import weakref
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, TypeVar
 
 from esperd import _word
-from esperd._door import Door, encoded
+from esperd._door import BODY_BYTES_MAX, MARK_BODY_BYTES_MAX, Door, encoded
+from esperd._mark import Mark
 from esperd._riders import Riders
 from esperd._site import call_site
 from esperd._trainer import FOLLOW, KEYED, STRICT, WARN, Trainer
@@ -25,6 +27,8 @@ from esperd.values import Fence, Session, Slot, slots_of
 
 # Answers after which a call may or may not be in the log.
 _OUTCOME_UNKNOWN = (DecisionTimeout, Diverged, Unavailable)
+
+RESET, RESUME = "/v1/reset", "/v1/resume"
 
 _T = TypeVar("_T")
 _Json = Dict[str, Any]
@@ -48,7 +52,7 @@ class Pending(NamedTuple):
     site: str
     body: bytes
     fences: bool
-    resets: bool
+    begins: bool  # it sets generation and epoch: a reset, or a resume
 
 
 class Calls:
@@ -72,6 +76,7 @@ class Calls:
         self._slots: Optional[Dict[str, Slot]] = None  # at the last answered call; None: those of the fence, or to be asked for
         self._fence: Optional[Fence] = None  # the answer of the last call, if that was one
         self._word = _word.NO_WORD
+        self._mark = b""
         _living.add(self)
 
     @property
@@ -88,20 +93,36 @@ class Calls:
             if self._session is None:
                 self._door.persist(lambda: self._open_session(site), self._lost)
 
-    def call(self, path: str, arguments: _Json, read: Callable[[_Json], _T], fences: bool = False, resets: bool = False) -> _T:
+    def call(self, path: str, arguments: _Json, read: Callable[[_Json], _T], fences: bool = False, begins: bool = False) -> _T:
         """Make one numbered call and return what read makes of its answer.
 
         Args:
             fences: it closes a stretch of calls.
-            resets: and starts the next generation.
+            begins: and sets the generation and the epoch.
         """
         site = call_site()
         self._trainer.check_process()
         with self._lock:
-            answer = self._number(path, arguments, site, read, fences, resets)
+            answer = self._number(path, arguments, site, read, fences, begins)
             if isinstance(answer, Fence):
                 self._fence = answer
+                if begins:
+                    self._session = dataclasses.replace(self.session, epoch=answer.epoch, index=answer.index)
             return answer
+
+    def checkpoint(self) -> Mark:
+        """Take a mark of where the model stands."""
+        site = call_site()
+        self._trainer.check_process()
+        with self._lock:
+            place: _Json = {"session": self._trainer.incarnation, "model": self._model, "call": self._place.call}
+            call = Pending("/v1/checkpoint", site, encoded(place), False, False)
+            return self._door.read(lambda d: Mark(base64.b64decode(d["mark"], validate=True)), self._door.persist(lambda: self._try(call), self._lost))
+
+    def comes_with(self, mark: bytes) -> None:
+        """Have the session say which mark the model is to go back to, for a log
+        that knows nothing of it."""
+        self._mark = mark
 
     def note(self, slot: str, readings: _Json) -> None:
         """Have what was observed ride with the next numbered call."""
@@ -151,14 +172,14 @@ class Calls:
         """Have check() look closer, in a child, whose process it is not."""
         self.word = _word.FORKED
 
-    def _number(self, path: str, arguments: _Json, site: str, read: Callable[[_Json], _T], fences: bool, resets: bool) -> _T:
+    def _number(self, path: str, arguments: _Json, site: str, read: Callable[[_Json], _T], fences: bool, begins: bool) -> _T:
         place = self._place
         body: _Json = {"session": self._trainer.incarnation, "model": self._model, "call": place.call, "fence": place.fence, "site": site, **arguments}
         observations = self.riders.board()
         if observations:
             body["observations"] = observations
         try:
-            pending = Pending(path, site, encoded(body), fences, resets)
+            pending = Pending(path, site, encoded(body, MARK_BODY_BYTES_MAX if path == RESUME else BODY_BYTES_MAX), fences, begins)
         except Refused:
             self.riders.stay()
             raise
@@ -175,14 +196,14 @@ class Calls:
             elif outcome_known(error):
                 self.riders.stay()
             raise
-        self._taken(call, index, granted=True)
+        self._taken(call, index, granted=True, generation=document.get("generation", 0))
         return answer
 
-    def _taken(self, call: Pending, index: int, granted: bool) -> None:
+    def _taken(self, call: Pending, index: int, granted: bool, generation: int = 0) -> None:
         """Go on to the next number, as the last step: a trainer that is
         interrupted before makes the same call again, and is answered the same."""
         self.riders.land()
-        number, fence, generation, fence_index, matched = self._place
+        number, fence, before, fence_index, matched = self._place
         if call.fences:
             self.seen = index or self.word[0]
             fence, fence_index, matched = fence + granted, index or fence_index, 0
@@ -191,7 +212,7 @@ class Calls:
             matched += 1
         if call.fences or self._trainer.mode != FOLLOW:
             self._slots = self._fence = None
-        self._place = Place(number + 1, fence, generation + (call.resets and granted), fence_index, matched)
+        self._place = Place(number + 1, fence, generation or before + (granted and call.path == RESET), fence_index, matched)
 
     def _lost(self) -> None:
         self._open = False
@@ -214,7 +235,10 @@ class Calls:
     def _open_session(self, site: str) -> None:
         """Open the session, or return to it with the last answered call."""
         request: _Json = {**self._trainer.request(), **self._configuration, "model": self._model, "site": site, **self._returning()}
-        document = self._door.ask("/v1/session", encoded(request))
+        limit = BODY_BYTES_MAX
+        if self._mark and self._session is None:
+            request["resume"], limit = base64.b64encode(self._mark).decode(), MARK_BODY_BYTES_MAX
+        document = self._door.ask("/v1/session", encoded(request, limit))
         session = self._door.read(Session.of, document)
         slots = self._door.read(slots_of, document)
         call, fence = self._door.read(lambda d: (int(d["next_call"]), int(d["next_fence"])), document)

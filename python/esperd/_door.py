@@ -12,6 +12,7 @@ from esperd._trainer import Trainer
 from esperd.errors import EsperdError, Refused, Unavailable, error_of
 
 BODY_BYTES_MAX = 8 << 20  # what the door takes
+MARK_BODY_BYTES_MAX = BODY_BYTES_MAX + ((24 << 20) + 2) // 3 * 4  # where a mark comes with it
 
 _BACKOFF_MIN_S = 0.01
 _BACKOFF_MAX_S = 2.0
@@ -141,13 +142,13 @@ class Door:
         return EsperdError(f"{self._name} is no esperd that this client understands: {why}; use the same version of both")
 
 
-def encoded(body: _Json) -> bytes:
+def encoded(body: _Json, limit: int = BODY_BYTES_MAX) -> bytes:
     """Write a request. One that esperd would not take is refused here: it would
     close the connection on a client that still writes."""
     b = _dumps(body).encode("ascii")
-    if len(b) > BODY_BYTES_MAX:
+    if len(b) > limit:
         raise Refused(
-            f"the request has {len(b)} bytes, expected at most {BODY_BYTES_MAX}: shorten its arguments; it was not sent, and "
+            f"the request has {len(b)} bytes, expected at most {limit}: shorten its arguments; it was not sent, and "
             "its number is free"
         )
     return b

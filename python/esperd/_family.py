@@ -34,9 +34,9 @@ class Family:
         self._closed = False
         self._stay: Callable[[], None] = lambda: None  # takes back what is to be done at exit
 
-    def open(self, name: str, configuration: Dict[str, Any], preset: Optional[Dict[str, Any]] = None) -> "Client":
+    def open(self, name: str, configuration: Dict[str, Any], preset: Optional[Dict[str, Any]] = None, mark: bytes = b"") -> "Client":
         """Return the client of a model, which is configured by preset if it is
-        new and configuration says nothing."""
+        new and configuration says nothing, or by the mark that it comes with."""
         with self._lock:
             if self._closed:
                 raise Unavailable("this client was closed: expected an open one; esperd.connect() gives another")
@@ -47,6 +47,7 @@ class Family:
                 self._configurations[name] = configuration
         if configuration and self._configurations[name] != configuration:
             raise Refused(f"model {name} is open with another configuration: expected the same one, or none, to get the client that it has")
+        client._calls.comes_with(mark)
         try:
             client._calls.connect()
         except BaseException:

@@ -12,7 +12,8 @@ import time
 from typing import Any, Callable, Dict, Optional, Set, Tuple, Type, TypeVar
 
 from esperd._arguments import slot_path
-from esperd._calls import Calls, Pending, outcome_known
+from esperd._calls import RESET, Calls, Pending, outcome_known
+from esperd._mark import Mark
 from esperd._trainer import Trainer
 from esperd._unnumbered import OBSERVED_S
 from esperd.errors import EsperdError, Unavailable
@@ -112,10 +113,10 @@ class Observed(Calls):
             return _decision(after, outcome, arguments, index)  # type: ignore[return-value]  # it is one
         return Done(slot, after.seed, after.stage, after.alpha, index)  # type: ignore[return-value]  # likewise
 
-    def tell_fence(self, path: str, arguments: _Json, epoch: int, resets: bool = False) -> Fence:
+    def tell_fence(self, path: str, arguments: _Json, epoch: int, begins: bool = False) -> Fence:
         """Make a call that closes a stretch of calls and echo it."""
-        index = self._tell(lambda: self.call(path, arguments, Told.of, fences=True, resets=resets))
-        if resets:
+        index = self._tell(lambda: self.call(path, arguments, Told.of, fences=True, begins=begins))
+        if path == RESET:
             self._told = {name: Slot(name, "DORMANT", 0.0, 0) for name in self._told}
         for outcome in arguments.get("outcomes", ()):
             self._learn(outcome["slot"], outcome, {})
@@ -129,6 +130,10 @@ class Observed(Calls):
 
     def slots(self) -> Dict[str, Slot]:
         return dict(self._told)
+
+    def checkpoint(self) -> Mark:
+        """Nothing to go back to: the log of an observed training is behind it."""
+        return Mark()
 
     def news(self) -> bool:
         if not self._pause.on():
@@ -170,7 +175,7 @@ class Observed(Calls):
         self._heard(self._pause)
         return index
 
-    def _number(self, path: str, arguments: _Json, site: str, read: Callable[[_Json], _T], fences: bool, resets: bool) -> _T:
+    def _number(self, path: str, arguments: _Json, site: str, read: Callable[[_Json], _T], fences: bool, begins: bool) -> _T:
         if self._session is None:  # another model, which could not be opened then
             self._door.persist(lambda: self._open_session(site), self._lost)
             self._told = {**(self._slots or {}), **self._told}
@@ -186,7 +191,7 @@ class Observed(Calls):
             # A session that is opened again says that calls may be missing: esperd
             # compares this rank's with rank 0's from the next fence on.
             self._open = self._untold = False
-        return super()._number(path, arguments, site, read, fences, resets)
+        return super()._number(path, arguments, site, read, fences, begins)
 
     def _make(self, call: Pending, read: Callable[[_Json], _T]) -> _T:
         """A trainer that goes on does not repeat a call, so that is done here,

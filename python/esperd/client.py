@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import secrets
@@ -19,16 +20,17 @@ from types import TracebackType
 from typing import Any, Dict, Optional, Sequence, SupportsFloat, SupportsIndex, Tuple, Type, Union
 
 from esperd import _launch
-from esperd._arguments import GatesArgument, OutcomesArgument, SlotsArgument, configuration_of, fraction, name_of, one_of, outcomes_of, text, whole
-from esperd._calls import Calls
+from esperd._arguments import GatesArgument, OutcomesArgument, SlotsArgument, configuration_of, fraction, name_of, octets, one_of, outcomes_of, text, whole
+from esperd._calls import RESET, RESUME, Calls
 from esperd._ending import failure_of
 from esperd._family import MAIN, Family
 from esperd._faults import OnFatal, watch
 from esperd._identity import fingerprint as fingerprint_of
 from esperd._identity import identity, socket_path
+from esperd._mark import Mark
 from esperd._observed import Observed
 from esperd._slot_calls import SlotCalls
-from esperd._trainer import KEYED, MODES, ORDERINGS, STRICT, Trainer
+from esperd._trainer import KEYED, MODES, OBSERVE, ORDERINGS, STRICT, Trainer
 from esperd._unnumbered import Busy
 from esperd.values import Fence, Session, Slot
 
@@ -49,6 +51,7 @@ def connect(
     auto_forward: Sequence[str] = (),
     mode: str = KEYED,
     ordering: str = STRICT,
+    resume: Optional[bytes] = None,
     on_fatal: Optional[OnFatal] = None,
     run_id: Optional[str] = None,
     fingerprint: Optional[str] = None,
@@ -79,6 +82,10 @@ def connect(
         ordering: ``"strict"``: the ranks' calls are compared one by one.
             ``"warn"``: a rank may make its calls between two fences in another
             order, or leave some out, which is recorded.
+        resume: a mark, as :meth:`Client.checkpoint` returned it: the model goes
+            back to it before anything else, as by :meth:`Client.resume`. A log
+            that knows no model is begun by it, with its slots, unless there are
+            slots here. None: the log goes on where it ends.
         on_fatal: called with a :class:`RoundFaulted`, in a thread of its own, as
             soon as the round is over because the ranks did not make the same
             calls, or because a rank's trainer is gone: the place to end the
@@ -98,14 +105,17 @@ def connect(
 
     The log of a run outlives its trainers. Where it is not a fresh one, a line
     at level INFO of the logger ``esperd`` says what is in it;
-    :meth:`Client.reset` starts the model anew.
+    :meth:`Client.reset` starts the model anew, and resume takes it back to where
+    the weights are.
 
     Raises:
         ConfigMismatch: rank, world size, run or model are not esperd's.
-        DecisionTimeout: not all ranks connected.
+        MarkMismatch: the ranks have not the same mark, or none of this run.
+        DecisionTimeout: not all ranks connected, or resumed.
         Unavailable: there is no esperd; the text says how to start one.
         ValueError: mode or ordering is none of those above.
     """
+    mark = None if resume is None else octets("resume", resume)
     mode, ordering = one_of("mode", mode, MODES), one_of("ordering", ordering, ORDERINGS)
     env = os.environ
     who = identity(rank, world_size, env)
@@ -123,10 +133,17 @@ def connect(
         ordering=ordering,
     )
     family = Family(trainer, Client)
-    client = family.open(MAIN, configuration_of(slots, gates, auto_forward))
+    client = family.open(MAIN, configuration_of(slots, gates, auto_forward), mark=mark or b"")
     family.opened()
     family.watch = watch(trainer, client.session.round, on_fatal)
-    _tell_of_before(client)
+    if mark is None:
+        _tell_of_before(client)
+        return client
+    try:
+        client.resume(mark)
+    except BaseException as error:  # nobody has the client, to close it
+        family.close(failure_of(error))
+        raise
     return client
 
 
@@ -151,8 +168,8 @@ class Client(SlotCalls):
     other, whichever thread makes them; clients of several models work at the
     same time.
 
-    A numbered call (all but ``observe``, ``slots``, ``request``, ``busy`` and
-    ``check``) may raise :class:`OrderMismatch`, :class:`MissingCall` and
+    A numbered call (all but ``observe``, ``slots``, ``checkpoint``, ``request``,
+    ``busy`` and ``check``) may raise :class:`OrderMismatch`, :class:`MissingCall` and
     :class:`RoundFaulted` (the round is over), :class:`Refused`,
     :class:`DecisionTimeout`, :class:`Diverged` and :class:`Unavailable`. In the
     mode observe no call raises any of these, nor waits: the first one that
@@ -244,7 +261,51 @@ class Client(SlotCalls):
         Returns:
             A fence whose changes say that every seed is gone.
         """
-        return self._fence("reset", "/v1/reset", {}, outcomes, -1)
+        return self._fence("reset", RESET, {}, outcomes, -1)
+
+    def checkpoint(self) -> Mark:
+        """Take a mark of the model where this rank is, to be stored with its
+        weights::
+
+            torch.save({"model": net.state_dict(), "esperd": ep.checkpoint()}, path)
+
+        It has no number and changes nothing; any rank may take one at any time,
+        and all that have been answered the same calls take the same one. In the
+        mode follow it is of the last fence. Take it right after a step or fence,
+        where the network is as the fence says. In the mode observe it is empty.
+
+        Raises:
+            DecisionTimeout, Unavailable: as a numbered call.
+        """
+        return self._calls.checkpoint()
+
+    def resume(self, mark: bytes, *, outcomes: Optional[OutcomesArgument] = None) -> Fence:
+        """Take the model back to a mark, beside loading the weights that were
+        stored with it, on every rank.
+
+        Slots, alpha, counters, cooldowns and the epoch are the mark's afterwards.
+        What the log has of later epochs stays in it, as a branch that was left.
+        Nothing happens until every rank has brought the same mark. In the mode
+        observe it is told as any call, and an empty one is ignored.
+
+        Args:
+            mark: bytes, as :meth:`checkpoint` returned them.
+            outcomes: as of :meth:`step_epoch`.
+
+        Returns:
+            A fence, whose changes lead from what this rank saw last to the mark:
+            for a network that is in memory. One that is made anew is made of its
+            slots.
+
+        Raises:
+            MarkMismatch: the ranks have not brought the same mark, or it is no
+                mark of this log; nothing was changed.
+            ConfigMismatch: the mark's slots are configured otherwise.
+        """
+        data = octets("mark", mark)
+        if self._mode == OBSERVE and not data:
+            return Fence(-1, 0, (), self.slots())
+        return self._fence("resume", RESUME, {"mark": base64.b64encode(data).decode()}, outcomes, -1)
 
     def slots(self) -> Dict[str, Slot]:
         """Return every slot by name, in slot order, as of the last answered call
@@ -343,8 +404,8 @@ class Client(SlotCalls):
         raise TypeError("an esperd.Client is of the process that connected, and cannot be copied or sent to another one")
 
     def _fence(self, what: str, path: str, arguments: Dict[str, Any], outcomes: Optional[OutcomesArgument], epoch: int) -> Fence:
-        resets = what == "reset"
-        arguments.update(outcomes_of(what, outcomes, self._mode, needed=not resets))
+        begins = what in ("reset", "resume")
+        arguments.update(outcomes_of(what, outcomes, self._mode, needed=not begins))
         if isinstance(self._calls, Observed):
-            return self._calls.tell_fence(path, arguments, epoch, resets)
-        return self._calls.call(path, arguments, Fence.of, fences=True, resets=resets)
+            return self._calls.tell_fence(path, arguments, epoch, begins)
+        return self._calls.call(path, arguments, Fence.of, fences=True, begins=begins)

@@ -7,8 +7,9 @@ next. Scripts match on the class, or on ``code``, which is never renamed.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Type
 
+from esperd._mark import OfferedMark, offered_of
 from esperd.values import Fault, Key, LastCall
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "DecisionTimeout",
     "Diverged",
     "EsperdError",
+    "MarkMismatch",
     "MissingCall",
     "OrderMismatch",
     "Refused",
@@ -39,6 +41,7 @@ class EsperdError(Exception):
         differs: the fields in which ``got`` is not ``want``.
         last: the last call of each rank, as far as it is known.
         recent: the last answered calls of this rank, the newest first.
+        ranks: of MarkMismatch, the :class:`OfferedMark` that each rank brought.
     """
 
     code = ""
@@ -57,6 +60,7 @@ class EsperdError(Exception):
         differs: Sequence[str] = (),
         last: Sequence[LastCall] = (),
         recent: Sequence[LastCall] = (),
+        ranks: Optional[Mapping[int, OfferedMark]] = None,
     ) -> None:
         super().__init__(detail)
         self.detail = detail
@@ -68,6 +72,7 @@ class EsperdError(Exception):
         self.differs: Tuple[str, ...] = tuple(differs)
         self.last: Tuple[LastCall, ...] = tuple(last)
         self.recent: Tuple[LastCall, ...] = tuple(recent)
+        self.ranks: Dict[int, OfferedMark] = dict(ranks or {})
 
     def __str__(self) -> str:
         text = f"{self.code}: {self.detail}" if self.code else self.detail
@@ -134,6 +139,18 @@ class ConfigMismatch(EsperdError):
     code = "config-mismatch"
 
 
+class MarkMismatch(EsperdError):
+    """The model does not go back to a mark, and nothing was changed.
+
+    With ``index`` 0 the ranks have not brought the same mark, or this one brought
+    bytes that are none: ``ranks`` says who brought which. The call may be made
+    again, on all ranks. With ``index`` above 0 all brought the same one, which is
+    none of this log; the text says what to do.
+    """
+
+    code = "mark-mismatch"
+
+
 class Diverged(EsperdError):
     """This rank's replica of the log differs from the others' and answers no
     calls any more. Keep its data directory: it is the evidence."""
@@ -160,6 +177,7 @@ _CLASSES: Dict[str, Type[EsperdError]] = {
     "unknown-slot": Refused,
     "invalid-input": Refused,
     "config-mismatch": ConfigMismatch,
+    "mark-mismatch": MarkMismatch,
     "diverged": Diverged,
     "unavailable": Unavailable,
 }
@@ -184,6 +202,7 @@ def error_of(problem: Dict[str, Any]) -> EsperdError:
         differs=problem.get("differs") or (),
         last=[LastCall.of(c) for c in problem.get("last") or ()],
         recent=[LastCall.of(c) for c in problem.get("recent") or ()],
+        ranks=offered_of(problem.get("marks") or ()),
     )
 
 

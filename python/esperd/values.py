@@ -293,6 +293,8 @@ class Change:
         blueprint: of the seed in the slot, else of the one that is gone.
         frozen: the seed's parameters are not to be trained: its alpha ramps
             down.
+        replaced: of two living seeds, one then and one now, they are not the
+            same one.
     """
 
     slot: str
@@ -303,24 +305,19 @@ class Change:
     alpha: float
     frozen: bool
     blueprint: str = ""
+    replaced: bool = False
 
     @property
     def begins(self) -> bool:
         """The slot holds a living seed (GERMINATED to FOSSILIZED), and held none,
         or another one, at the last fence: its module is to be made."""
-        return self.stage in _LIVING and (self.stage_from not in _LIVING or self._replaced)
+        return self.stage in _LIVING and (self.stage_from not in _LIVING or self.replaced)
 
     @property
     def ends(self) -> bool:
         """The slot held a living seed at the last fence, and that one is gone:
-        pruned, reset, or replaced. Its module is to be removed."""
-        return self.stage_from in _LIVING and (self.stage not in _LIVING or self._replaced)
-
-    @property
-    def _replaced(self) -> bool:
-        """Of two living ones: no seed goes back, except from HOLDING to BLENDING."""
-        before, now = _LIVING.index(self.stage_from), _LIVING.index(self.stage)
-        return now < before and (self.stage_from, self.stage) != ("HOLDING", "BLENDING")
+        pruned, reset, left behind by a resume, or replaced. Its module is to be removed."""
+        return self.stage_from in _LIVING and (self.stage not in _LIVING or self.replaced)
 
     @classmethod
     def of(cls, d: _Json) -> Change:
@@ -334,6 +331,7 @@ class Change:
             alpha=_number(d["alpha"]),
             frozen=d["frozen"],
             blueprint=d.get("blueprint", ""),
+            replaced=d.get("replaced", False),
         )
 
 
@@ -429,6 +427,11 @@ class Slot:
     controller: Optional[Controller] = None
     metrics: Optional[Metrics] = None
 
+    @property
+    def living(self) -> bool:
+        """It holds a seed that is GERMINATED to FOSSILIZED: a module is there."""
+        return self.stage in _LIVING
+
     @classmethod
     def of(cls, d: _Json) -> Slot:
         controller, metrics = d.get("controller"), d.get("metrics")
@@ -450,7 +453,8 @@ class Slot:
 
 @dataclass(frozen=True)
 class Fence:
-    """The answer to an epoch step, a fence or a reset, the same on every rank.
+    """The answer to an epoch step, a fence, a reset or a resume, the same on
+    every rank.
 
     In the mode observe it has no changes, and the slots as the trainer told
     them.
@@ -494,7 +498,8 @@ class Fence:
 @dataclass(frozen=True)
 class Session:
     """Which log and round a client belongs to, as esperd said when it was
-    connected last; the generation is the one now."""
+    connected last; the generation is the one now, and a reset or resume since then
+    has set the epoch and the index."""
 
     run_id: str
     lineage: str

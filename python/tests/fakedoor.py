@@ -32,7 +32,7 @@ class Request(NamedTuple):
     def kind(self) -> str:
         if self.method == "GET":
             return "health" if self.op == "healthz" else "get"
-        return self.op if self.op in ("session", "requests", "busy", "close") else "call"
+        return self.op if self.op in ("session", "requests", "busy", "close", "checkpoint") else "call"
 
 
 Trick = Callable[["Peer", Request], None]
@@ -145,7 +145,8 @@ class FakeDoor:
 
     def grant(self, peer: Peer, request: Request) -> None:
         model = request.body.get("model", "main")
-        other = {"health": {"status": "ok"}, "busy": {"ok": True}, "close": {"ok": True}, "requests": {"index": 77}}.get(request.kind)
+        other = {"health": {"status": "ok"}, "busy": {"ok": True}, "close": {"ok": True}, "requests": {"index": 77},
+                 "checkpoint": {"mark": "bm8gbWFyaw=="}}.get(request.kind)
         if request.kind == "get":
             other = {"index": 99, "round": {"number": 3}}
         if request.kind == "session":
@@ -153,7 +154,7 @@ class FakeDoor:
         if other is not None:
             peer.answer(other)
             return
-        fences = request.op in ("step", "fence", "reset")
+        fences = request.op in ("step", "fence", "reset", "resume")
         self.fences[model, request.body["call"]] = request.body["fence"] + fences
         index = self.index
         self.index += self.counts
