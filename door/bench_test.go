@@ -1,11 +1,14 @@
 package door_test
 
 import (
+	"context"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/esperd/esperd/api"
+	"github.com/esperd/esperd/client"
 )
 
 // BenchmarkNumberedCall is one whole call of rank 0 and its client over the
@@ -37,5 +40,40 @@ func BenchmarkStepEpoch(b *testing.B) {
 			b.Fatal(err)
 		}
 		epoch++
+	}
+}
+
+// BenchmarkResume is a resume of 4 ranks that call at once, as a governor's do,
+// with marks in memory; BenchmarkStepOfRanks is what a decision takes there.
+func BenchmarkResume(b *testing.B) {
+	benchmarkFence(b, func(c *client.Client, mark []byte, _ int64) error {
+		_, err := c.Resume(context.Background(), mark)
+		return err
+	})
+}
+
+func BenchmarkStepOfRanks(b *testing.B) {
+	benchmarkFence(b, func(c *client.Client, _ []byte, epoch int64) error {
+		_, err := c.StepEpoch(context.Background(), epoch)
+		return err
+	})
+}
+
+func benchmarkFence(b *testing.B, fence func(*client.Client, []byte, int64) error) {
+	j := newJob(b, 4)
+	trainers := j.connect()
+	mark, err := trainers[0].Checkpoint(j.ctx())
+	require.NoError(b, err)
+	b.ReportAllocs()
+	for epoch := int64(0); b.Loop(); epoch++ {
+		var ranks sync.WaitGroup
+		for _, c := range trainers {
+			ranks.Go(func() {
+				if err := fence(c, mark.Mark, epoch); err != nil {
+					b.Error(err)
+				}
+			})
+		}
+		ranks.Wait()
 	}
 }

@@ -14,8 +14,9 @@ import (
 // How often rank 0 asks for the others' marks, and they for what became of theirs:
 // soon where all come at once, as a governor's ranks do.
 const (
-	gatherMin = time.Millisecond
+	gatherMin = 100 * time.Microsecond
 	gatherMax = 250 * time.Millisecond
+	heedMin   = 10 * time.Millisecond // only a verdict comes this way
 
 	// lingerMax is how long rank 0 keeps a verdict from its own trainer, which may
 	// end because of it, until the others have heard it.
@@ -61,7 +62,7 @@ func (s *Server) bring(ctx context.Context, t *track, c fsm.Call, own *offer) (*
 	heard := make(chan struct{})
 	go func() {
 		defer close(heard)
-		for pause := gatherMin; ; pause = min(2*pause, gatherMax) {
+		for pause := heedMin; ; pause = min(2*pause, gatherMax) {
 			select {
 			case <-waits.Done():
 				return

@@ -12,6 +12,7 @@
 //	evidence_test.go    what must hold whatever happened: answers, logs, states
 //	processes_test.go   killed, stopped and drained processes
 //	modes_test.go       the modes follow and observe, ordering warn, requests
+//	resume_test.go      marks: of other ranks, runs and times, and with every disk lost
 //	trainers_test.go    a trainer that is a process of its own
 //	gone_test.go        trainers that die, or are busy
 //	relaxed_test.go     relaxed durability, which is for killed processes too
