@@ -15,6 +15,11 @@ network grows by it. At the end the ranks compare stages and weights.
 With --mode keyed every rank asks for each decision, and is told whether its own
 gate would have agreed. With --mode follow rank 0 alone asks, and the others only
 apply the changes.
+
+With --checkpoint FILE rank 0 stores weights and lifecycle after each epoch, and
+a job that was killed goes on from there, with as many ranks as there are then,
+whatever of its log is left. With --scripted what the gates see depends on the
+epoch alone, so that such a job decides what one decides that was never killed.
 """
 
 from __future__ import annotations
@@ -56,6 +61,8 @@ def main() -> int:
     options.add_argument("--ranks", type=int, default=4, help="ranks to start, where no launcher does")
     options.add_argument("--epochs", type=int, default=20)
     options.add_argument("--mode", choices=("keyed", "follow"), default="keyed", help="who asks for decisions: every rank, or rank 0 alone")
+    options.add_argument("--checkpoint", metavar="FILE", help="store weights and lifecycle there after each epoch, and go on from them if they are there")
+    options.add_argument("--scripted", action="store_true", help="observe what the epoch alone says, instead of what was measured")
     options.add_argument("--data-dir", help="for the logs, which replay the run; default: a temporary one")
     options.add_argument("--json", action="store_true", help="end with a JSON object")
     args = options.parse_args()
@@ -70,9 +77,9 @@ def main() -> int:
 class Rank:
     """One rank's model, optimizer and place in the log."""
 
-    def __init__(self, ep: esperd.Client) -> None:
+    def __init__(self, ep: esperd.Client, scripted: bool) -> None:
         torch.manual_seed(0)
-        self.ep = ep
+        self.ep, self.scripted = ep, scripted
         self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
         self.host = Host().to(self.device)
         self.ddp = DistributedDataParallel(self.host)  # knows the host's parameters, and no seed's
@@ -80,6 +87,7 @@ class Rank:
         self.optimizer = torch.optim.Adam(self.host_parameters, lr=2e-3)
         self.shard = Shard(ep.rank, ep.world_size)
         self.shard.to(self.device)
+        self.grown: List[str] = []  # slots with seeds, in the optimizer's order
         self.decisions: List[esperd.Decision] = []
         self.gradients: Dict[str, Dict[str, Any]] = {}  # readings, by slot
         self.place_gradients()
@@ -115,10 +123,14 @@ class Rank:
             n = norm(seed.parameters())
             self.gradients[slot] = {"gradient_norm": n, "gradient_ratio": n / max(host, 1e-12), "has_exploding": n > 1e3}
 
-    def observe(self) -> float:
+    def observe(self, epoch: int) -> float:
         """Judge the network, with and without each seed, on this rank's images."""
         whole = accuracy(self.host, self.shard)
         for name in self.seeds():
+            if self.scripted:
+                contribution = 0.0 if PLAN[name][0] == "idle" else 5.0
+                self.ep.observe(name, accuracy=100 - 60 / (1 + epoch / 4), gradient_ratio=0.5, contribution=contribution)
+                continue
             slot = self.host.slot(name)
             readings = {"accuracy": whole, **self.gradients.get(name, {})}
             if slot.alpha > 0:
@@ -152,13 +164,39 @@ class Rank:
         if change.ends:
             self.forget(slot)
         if change.begins:
-            seed = slot.germinate(change.blueprint, change.seed).to(self.device)
-            self.optimizer.add_param_group({"params": list(seed.parameters())})
-        slot.stage, slot.alpha = change.stage, change.alpha
+            self.grow(slot, change.blueprint, change.seed)
+        self.blend(slot, change.stage, change.alpha, change.frozen)
+
+    def grow(self, slot: GrowingSlot, blueprint: str, count: int) -> None:
+        seed = slot.germinate(blueprint, count).to(self.device)
+        self.optimizer.add_param_group({"params": list(seed.parameters())})
+        self.grown.append(slot.name)
+
+    def blend(self, slot: GrowingSlot, stage: str, alpha: float, frozen: bool) -> None:
+        slot.stage, slot.alpha = stage, alpha
         if slot.seed is not None:
             for p in slot.seed.parameters():
-                p.requires_grad_(not change.frozen)
+                p.requires_grad_(not frozen)
                 p.grad = None
+
+    def save(self, path: Path, epoch: int) -> None:
+        """Store everything that the next start needs, or nothing."""
+        state = {"epoch": epoch, "host": self.host.state_dict(), "grown": self.grown, "optimizer": self.optimizer.state_dict(), "esperd": self.ep.checkpoint()}
+        whole = path.with_suffix(".new")
+        torch.save(state, whole)
+        os.replace(whole, path)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Make the network of a checkpoint. Its slots are the log's, which has
+        gone back to the checkpoint's mark."""
+        slots = self.ep.slots()
+        for name in state["grown"]:
+            self.grow(self.host.slot(name), slots[name].blueprint, slots[name].seed)
+        self.host.load_state_dict(state["host"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, slot in slots.items():
+            self.blend(self.host.slot(name), slot.stage, slot.alpha, slot.frozen)
+        self.place_gradients()
 
     def forget(self, slot: GrowingSlot) -> None:
         """Remove a seed, and what the optimizer knows of it."""
@@ -167,12 +205,15 @@ class Rank:
         for p in gone:
             self.optimizer.state.pop(p, None)
         slot.seed = None
+        self.grown.remove(slot.name)
 
     def end(self, asked: bool) -> Dict[str, Any]:
         """Return what the ranks compare at the end. Who never asked cannot know
         how often it would have decided otherwise."""
         disagreed = sum(not d.agreed for d in self.decisions) if asked else None
-        return {"stages": {name: slot.stage for name, slot in self.ep.slots().items()}, "weights": self.host.digest(), "disagreed": disagreed}
+        slots = self.ep.slots()
+        return {"stages": {name: slot.stage for name, slot in slots.items()}, "alphas": {name: slot.alpha for name, slot in slots.items()},
+                "lifecycle": self.ep.checkpoint().digest, "weights": self.host.digest(), "disagreed": disagreed}
 
 
 def norm(parameters: Iterable[nn.Parameter]) -> float:
@@ -188,20 +229,27 @@ def train(args: argparse.Namespace) -> int:
             flags = ["--data-dir", os.path.join(directory, f"rank{os.environ['RANK']}"), "--log-level", "warn"]
             stack.enter_context(esperd.launch(*flags, binary=esperd_binary()))
         slots = {"r0c0": None, "r0c1": None, "r0c2": esperd.SlotConfig(gates=OPEN, blueprints=("idle",))}
-        ep = stack.enter_context(esperd.connect(slots=slots, gates=GATES, mode=args.mode, on_fatal=stop))
-        if ep.session.epoch >= 0:
+        path = Path(args.checkpoint) if args.checkpoint else None
+        state = torch.load(path, map_location="cpu") if path and path.exists() else None
+        mark = state["esperd"] if state else None
+        ep = stack.enter_context(esperd.connect(slots=slots, gates=GATES, mode=args.mode, resume=mark, on_fatal=stop))
+        if state is None and ep.session.epoch >= 0:
             ep.reset()  # the log outlives the trainer: this network has none of the seeds that are in it
         dist.init_process_group("gloo")
         stack.callback(dist.destroy_process_group)
-        rank, asks = Rank(ep), args.mode == "keyed" or ep.rank == 0
-        for epoch in range(args.epochs):
-            loss, own = rank.epoch(epoch), rank.observe()
+        rank, asks = Rank(ep, args.scripted), args.mode == "keyed" or ep.rank == 0
+        if state is not None:
+            rank.load(state)
+        for epoch in range(state["epoch"] + 1 if state else 0, args.epochs):
+            loss, own = rank.epoch(epoch), rank.observe(epoch)
             decisions = rank.policy(epoch, ep.slots()) if asks else []
             fence = ep.step_epoch(epoch)
             for change in fence.changes:
                 rank.apply(change)
             if fence.changes:
                 rank.place_gradients()
+            if path and ep.rank == 0:
+                rank.save(path, epoch)
             told = gather({"accuracy": own, "agreed": [d.agreed for d in decisions]})
             if ep.rank == 0:
                 report(epoch, loss, told, decisions, fence)
@@ -225,7 +273,7 @@ def gather(mine: Any) -> List[Any]:
 
 
 def same(ranks: List[Dict[str, Any]]) -> bool:
-    return all((r["stages"], r["weights"]) == (ranks[0]["stages"], ranks[0]["weights"]) for r in ranks)
+    return all((r["stages"], r["lifecycle"], r["weights"]) == (ranks[0]["stages"], ranks[0]["lifecycle"], ranks[0]["weights"]) for r in ranks)
 
 
 # What it prints.

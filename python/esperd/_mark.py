@@ -15,7 +15,7 @@ _MAGIC = b"esperd mark 1\n"
 _HEAD = len(_MAGIC) + 32  # and a checksum, which esperd checks
 _NESTED_MAX = 16
 
-_RUN, _LINEAGE, _MODEL, _INDEX, _RECORD = 1, 2, 3, 4, 8
+_RUN, _LINEAGE, _MODEL, _INDEX, _LIFECYCLE, _RECORD = 1, 2, 3, 4, 6, 8
 _GENERATION, _EPOCH = 1, 2
 
 
@@ -34,6 +34,8 @@ class Mark(bytes):
         index: of the log's entry at which it was taken.
         run, lineage: the log.
         model, generation: what it is of.
+        digest: of the lifecycle there, in hexadecimal; equal to that of another
+            run whose decisions were the same.
 
     They raise ValueError for bytes that are no mark.
     """
@@ -62,12 +64,16 @@ class Mark(bytes):
     def model(self) -> str:
         return str(self._fields()[_MODEL])
 
+    @property
+    def digest(self) -> str:
+        return bytes(self._fields()[_LIFECYCLE]).hex()
+
     def _fields(self) -> Dict[Any, Any]:
         if not self.startswith(_MAGIC):
             raise ValueError(f"no mark that this client knows: expected it to begin with {_MAGIC!r}, got {bytes(self[:20])!r}")
         try:
             fields, _ = _item(self, _HEAD, _NESTED_MAX)
-            fields[_RECORD].get, fields[_INDEX], fields[_RUN], fields[_LINEAGE], fields[_MODEL]
+            fields[_RECORD].get, fields[_INDEX], fields[_RUN], fields[_LINEAGE], fields[_MODEL], fields[_LIFECYCLE]
         except (AttributeError, IndexError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise ValueError(f"a mark that is damaged: {type(error).__name__}: {error}") from None
         return fields  # type: ignore[no-any-return]  # it was looked at
