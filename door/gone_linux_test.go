@@ -358,3 +358,17 @@ func TestRank0ConnectsAnewWhereAnotherRankWaits(t *testing.T) {
 	p.step(0).ok(t)
 	again.step(0).ok(t)
 }
+
+func TestATrainerThatIsKilledWhileOthersResume(t *testing.T) {
+	j := newJob(t, 2)
+	rank0, p := j.trainer(0), j.process(1)
+	together(t, rank0, p.trainer)
+	rank0.step(0).ok(t)
+	p.step(0).ok(t)
+	mark := rank0.checkpoint().Mark
+	waits := later(func() reply { return rank0.resume(mark) })
+	j.waitingFor(0, "marks")
+	p.dies()
+	problem := (<-waits).refused(t, events.CodeRoundFaulted)
+	require.Contains(t, problem.Detail, "the trainer of rank 1 is gone: process")
+}
