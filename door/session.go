@@ -261,8 +261,6 @@ func (s *Server) checkIdentity(req *api.SessionRequest) *api.Problem {
 		return mismatch("the trainer is rank %d, the esperd behind this socket is rank %d's: give each rank a socket of its own (ESPERD_SOCKET)", req.Rank, s.rank)
 	case req.Run != "" && run != "" && req.Run != run:
 		return mismatch("the trainer is in run %q, this esperd's log is run %q: point both at one run (ESPERD_RUN_ID), or use another data directory for the other run", req.Run, run)
-	case state.Round.Number > 0 && uint64(len(state.Round.Members)) != req.WorldSize:
-		return mismatch("the trainer's world size is %d, but the log has been trained with %d ranks: start a new run for another world size", req.WorldSize, len(state.Round.Members))
 	}
 	return nil
 }
@@ -316,7 +314,7 @@ func checkReturn(head *fsm.State, req *api.SessionRequest) *api.Problem {
 		return problemf(events.CodeConfigMismatch, "the trainer's session is of the log of lineage %.64q, expected %q: the log was founded anew; start the trainers again", req.Lineage, head.Lineage)
 	case req.Round != head.Round.Number:
 		return problemf(events.CodeNotAuthority, "the trainer's session is of round %d, expected %d, which is open: connect anew on all ranks", req.Round, head.Round.Number)
-	case req.Round == 0 || head.Round.Members[req.Rank].Incarnation != req.Incarnation:
+	case req.Round == 0 || incarnationOf(head, req.Rank) != req.Incarnation:
 		return problemf(events.CodeNotAuthority, "round %d has another trainer of rank %d than this incarnation: connect anew on all ranks", req.Round, req.Rank)
 	}
 	return nil

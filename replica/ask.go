@@ -29,6 +29,7 @@ type statusAnswer struct {
 
 	RaftLast uint64 `cbor:"5,keyasint,omitempty"` // last entry of its raft log, committed or not
 	Reports  uint64 `cbor:"6,keyasint,omitempty"` // of its own that are not in the log yet
+	Process  string `cbor:"7,keyasint,omitempty"` // as in hello
 }
 
 func (n *Node) installHandlers() {
@@ -47,7 +48,7 @@ func (n *Node) installHandlers() {
 
 func (n *Node) onStatus(context.Context, []byte) (any, error) {
 	h, _ := n.machine.now()
-	return statusAnswer{Node: n.id, Rank: n.cfg.Rank, Index: h.index, Chain: h.chain, RaftLast: n.raft.LastIndex(), Reports: n.outbox.waiting()}, nil
+	return statusAnswer{Node: n.id, Rank: n.cfg.Rank, Index: h.index, Chain: h.chain, RaftLast: n.raft.LastIndex(), Reports: n.outbox.waiting(), Process: n.process}, nil
 }
 
 // Handle answers the questions that other nodes Ask under this name.

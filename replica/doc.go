@@ -10,8 +10,11 @@
 //	machine.go        what raft drives: index, chain, Apply, history, snapshots
 //	nudge.go          committed entries become visible on all ranks at once
 //
-//	hello.go          how a world comes together; roster.go remembers who is there
-//	leader.go         admission, replaced nodes, few voters, leadership to rank 0
+//	hello.go          how a world comes together; roster.go remembers who is where
+//	welcome.go        who is let in, who has to wait, and who must end
+//	joining.go        what a node without a leader waits for; founding.go
+//	membership.go     admission, replaced and lost nodes, few voters: what is due
+//	leader.go         a leader does it, and hands leadership to rank 0's node
 //	rounds.go         trainers register; registrations.go until all are there
 //	report.go         shadow verdicts and faults, to the leader and into the log
 //	request.go        what any node asks for at the next fence, likewise

@@ -12,8 +12,14 @@ import (
 )
 
 // What a leader does beside deciding, one step at a time, each time it hears
-// from somebody: found the log, admit newcomers, follow moved addresses, drop
-// replaced nodes, keep the voters few, and hand leadership to rank 0's node.
+// from somebody: found the log, mend the membership (membership.go says how), and
+// hand leadership to rank 0's node.
+
+// term is the last term of leadership, and when it began.
+type term struct {
+	number uint64
+	since  time.Time
+}
 
 func (n *Node) watchLeadership() {
 	leads := n.raft.LeaderCh()
@@ -30,6 +36,9 @@ func (n *Node) watchLeadership() {
 		case <-tick.C:
 		}
 		for n.raft.State() == raft.Leader && n.ctx.Err() == nil {
+			if now := n.raft.CurrentTerm(); now != n.term.number {
+				n.term = term{now, time.Now()} // nobody said hello to this node while it did not lead
+			}
 			if again, err := n.leaderStep(); err != nil {
 				n.log.Warn("a leader's step failed; trying again", "error", err)
 				break
@@ -50,13 +59,56 @@ func (n *Node) leaderStep() (bool, error) {
 	if n.State().Lineage == "" {
 		return true, n.write(ctx, func(*fsm.State) (*events.Entry, error) { return n.founding() })
 	}
-	peers := n.roster.fresh(n.freshness())
-	for _, step := range []func(context.Context, []peer) (bool, error){n.dropReplaced, n.admit, n.balanceVoters, n.handOver} {
-		if did, err := step(ctx, peers); did || err != nil {
-			return did, err
-		}
+	v := n.view()
+	if c, due := v.next(); due {
+		return true, n.change(ctx, c)
+	}
+	if to, ok := v.first(); ok {
+		return n.handTo(ctx, to)
 	}
 	return false, nil
+}
+
+// view is what this leader knows of the membership now.
+func (n *Node) view() *view {
+	now, s := time.Now(), n.State()
+	v := &view{self: n.id, servers: n.members().Servers, peers: n.roster.fresh(n.freshness()), nodes: s.Nodes, round: s.Round, index: s.Index,
+		replaced: n.freshness(), gone: n.cfg.Timing.Gone}
+	v.silent = func(id events.NodeID) time.Duration {
+		since := n.term.since
+		if p, ok := n.roster.last(id); ok && p.seen.After(since) {
+			since = p.seen
+		}
+		return now.Sub(since)
+	}
+	return v
+}
+
+// change makes one change of the membership.
+func (n *Node) change(ctx context.Context, c change) error {
+	id, address := raft.ServerID(c.node), raft.ServerAddress(c.address)
+	log := n.log.With("node", c.node, "why", c.why)
+	switch c.kind {
+	case changeJoins:
+		return n.writeMembership(ctx, events.Event{NodeJoined: &events.NodeJoined{Node: c.node, Version: c.peer.Version, Host: c.peer.Host}})
+	case changeLeaves:
+		return n.writeMembership(ctx, events.Event{NodeLeft: &events.NodeLeft{Node: c.node, Reason: c.why}})
+	case changeAdmitted:
+		log.Info("admitting a node", "peer_rank", c.peer.Rank, "address", c.address)
+		return n.raft.AddNonvoter(id, address, 0, enqueueTimeout).Error()
+	case changeMoved:
+		log.Info("a node has moved", "peer_rank", c.peer.Rank, "address", c.address)
+		return n.raft.AddNonvoter(id, address, 0, enqueueTimeout).Error() // a voter stays one
+	case changeVotes:
+		log.Info("a node votes from now on", "peer_rank", c.peer.Rank)
+		return n.raft.AddVoter(id, address, 0, enqueueTimeout).Error()
+	case changeDemoted:
+		log.Info("a node votes no longer")
+		return n.raft.DemoteVoter(id, 0, enqueueTimeout).Error()
+	default:
+		log.Warn("removing a node", "address", c.address)
+		return n.raft.RemoveServer(id, 0, enqueueTimeout).Error()
+	}
 }
 
 // write proposes an entry that only the leader makes; entry nil: nothing to do.
@@ -94,120 +146,10 @@ func server(c raft.Configuration, id events.NodeID) (raft.Server, bool) {
 	return c.Servers[i], true
 }
 
-// admit lets a node into raft and into the log, and follows its address.
-func (n *Node) admit(ctx context.Context, peers []peer) (bool, error) {
-	conf := n.members()
-	for _, p := range peers {
-		if known, ok := n.State().Node(p.Node); !ok || known.Version != p.Version || known.Host != p.Host {
-			// First, so that it is sent nothing newer than it can read.
-			ev := events.Event{NodeJoined: &events.NodeJoined{Node: p.Node, Version: p.Version, Host: p.Host}}
-			return true, n.writeMembership(ctx, ev)
-		}
-		s, ok := server(conf, p.Node)
-		id, address := raft.ServerID(p.Node), raft.ServerAddress(p.Address)
-		switch {
-		case !ok:
-			n.log.Info("admitting a node", "node", p.Node, "peer_rank", p.Rank, "address", p.Address)
-			return true, n.raft.AddNonvoter(id, address, 0, enqueueTimeout).Error()
-		case s.Address != address && s.Suffrage == raft.Voter:
-			return true, n.raft.AddVoter(id, address, 0, enqueueTimeout).Error()
-		case s.Address != address:
-			return true, n.raft.AddNonvoter(id, address, 0, enqueueTimeout).Error()
-		}
-	}
-	return false, nil
-}
-
 func (n *Node) writeMembership(ctx context.Context, ev events.Event) error {
 	return n.write(ctx, func(*fsm.State) (*events.Entry, error) {
 		return &events.Entry{Kind: events.KindMembership, Events: []events.Event{ev}}, nil
 	})
-}
-
-// dropReplaced removes silent nodes whose rank or address another, living node
-// has taken: their disk was lost, and they never come back under this identity.
-// One that does all the same is admitted again.
-func (n *Node) dropReplaced(ctx context.Context, peers []peer) (bool, error) {
-	members := n.State().Round.Members
-	replaced := func(id events.NodeID, address string) bool {
-		if slices.ContainsFunc(peers, func(p peer) bool { return p.Node == id }) {
-			return false
-		}
-		rank := slices.IndexFunc(members, func(m events.Member) bool { return m.Node == id })
-		return slices.ContainsFunc(peers, func(p peer) bool { return sameHost(p.Address, address) || rank >= 0 && p.Rank == uint64(rank) })
-	}
-	conf := n.members()
-	for _, s := range conf.Servers {
-		if replaced(events.NodeID(s.ID), string(s.Address)) {
-			n.log.Warn("removing a node that another one has replaced", "node", s.ID, "address", s.Address)
-			return true, n.raft.RemoveServer(s.ID, 0, enqueueTimeout).Error()
-		}
-	}
-	for _, node := range n.State().Nodes {
-		_, listed := server(conf, node.ID)
-		lives := slices.ContainsFunc(peers, func(p peer) bool { return p.Node == node.ID })
-		if !listed && !lives {
-			return true, n.writeMembership(ctx, events.Event{NodeLeft: &events.NodeLeft{Node: node.ID, Reason: "replaced"}})
-		}
-	}
-	return false, nil
-}
-
-// balanceVoters keeps the voters few: rank 0's node first, then who votes
-// already, then by rank.
-func (n *Node) balanceVoters(_ context.Context, peers []peer) (bool, error) {
-	conf := n.members()
-	votes := func(id events.NodeID) bool {
-		s, ok := server(conf, id)
-		return ok && s.Suffrage == raft.Voter
-	}
-	wanted := voters(int(n.cfg.World)) // not of the servers: a replaced one may still be among them
-	order := slices.Clone(peers)
-	slices.SortStableFunc(order, func(a, b peer) int {
-		first := func(p peer) int {
-			switch {
-			case p.Rank == 0:
-				return 0
-			case votes(p.Node):
-				return 1
-			}
-			return 2
-		}
-		return first(a) - first(b)
-	})
-	have := 0
-	for _, s := range conf.Servers {
-		if s.Suffrage == raft.Voter {
-			have++
-		}
-	}
-	index := n.State().Index
-	for i, p := range order {
-		caughtUp := p.Index+64 >= index
-		if i < wanted && !votes(p.Node) && caughtUp && (have < wanted || p.Rank == 0) {
-			n.log.Info("a node votes from now on", "node", p.Node, "peer_rank", p.Rank)
-			return true, n.raft.AddVoter(raft.ServerID(p.Node), raft.ServerAddress(p.Address), 0, enqueueTimeout).Error()
-		}
-	}
-	for i := len(order) - 1; i >= wanted && have > wanted; i-- {
-		if p := order[i]; p.Node != n.id && votes(p.Node) {
-			n.log.Info("a node votes no longer", "node", p.Node, "peer_rank", p.Rank)
-			return true, n.raft.DemoteVoter(raft.ServerID(p.Node), 0, enqueueTimeout).Error()
-		}
-	}
-	return false, nil
-}
-
-// handOver gives leadership to rank 0's node once it votes and has everything:
-// it is told to stand for election now (TimeoutNow, Ongaro's thesis 3.10). Raft's
-// own LeadershipTransferToServer is not used, since in v1.7.3 it can stay "in
-// progress" for ever when the target falls silent, and the node then refuses
-// every proposal (found by test/sim).
-func (n *Node) handOver(ctx context.Context, peers []peer) (bool, error) {
-	if len(peers) == 0 || peers[0].Rank != 0 {
-		return false, nil
-	}
-	return n.handTo(ctx, peers[0])
 }
 
 // resign hands leadership to any voter: this node must not write.
@@ -223,6 +165,11 @@ func (n *Node) resign(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
+// handTo gives leadership to a node once it votes and has everything: it is told
+// to stand for election now (TimeoutNow, Ongaro's thesis 3.10). Raft's own
+// LeadershipTransferToServer is not used, since in v1.7.3 it can stay "in
+// progress" for ever when the target falls silent, and the node then refuses
+// every proposal (found by test/sim).
 func (n *Node) handTo(ctx context.Context, to peer) (bool, error) {
 	if to.Node == n.id {
 		return false, nil

@@ -75,6 +75,8 @@ type Listener struct {
 	conns map[*peerConn]struct{} // open ones, both ways; nil: closed
 
 	troubled map[string]time.Time // complaint of a host -> when it was last made
+
+	whereabouts whereabouts
 }
 
 // Listen opens the port and starts accepting.
@@ -308,7 +310,7 @@ func (l *Listener) dial(ctx context.Context, addr string, first byte) (net.Conn,
 	defer cancel()
 	defer context.AfterFunc(l.ctx, cancel)()
 	var d net.Dialer
-	host, wanted := splitAddress(addr)
+	host, wanted := splitAddress(l.whereabouts.now(addr))
 	raw, err := d.DialContext(ctx, "tcp", host)
 	if err != nil {
 		return nil, fmt.Errorf("cannot reach peer %s: %w", host, err)

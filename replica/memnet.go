@@ -52,6 +52,8 @@ type MemNode struct {
 	requests gate
 	handlers map[string]peerHandler
 	log      *slog.Logger
+
+	whereabouts whereabouts
 }
 
 // Join puts a node at addr, HOST:PORT#NODE or without the node. A node that was there before is cut off for good,
@@ -156,6 +158,9 @@ func (n *MemNetwork) carry(ctx context.Context, from, to string) (*MemNode, erro
 // Addr is the node's address.
 func (m *MemNode) Addr() string { return addressOf(m.addr, m.id) }
 
+// Find tells where nodes are now.
+func (m *MemNode) Find(where func(events.NodeID) string) { m.whereabouts.set(where) }
+
 // Transport is the node's raft transport.
 func (m *MemNode) Transport() raft.Transport { return m.raft }
 
@@ -209,6 +214,7 @@ func (m *MemNode) Call(ctx context.Context, addr, method string, req, resp any) 
 }
 
 func (m *MemNode) exchange(ctx context.Context, addr, method string, req []byte) ([]byte, *PeerError, error) {
+	addr = m.whereabouts.now(addr)
 	peer, err := m.net.carry(ctx, m.addr, addr)
 	if err != nil {
 		return nil, nil, err

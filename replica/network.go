@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/esperd/esperd/events"
 )
 
 // tcpNetwork is the Network of real nodes: raft and peer RPC on one listener.
@@ -43,6 +45,8 @@ func NewNetwork(o ListenOptions) (Network, error) {
 func (t *tcpNetwork) Transport() raft.Transport { return t.transport }
 
 func (t *tcpNetwork) Addr() string { return t.listener.Addr().String() }
+
+func (t *tcpNetwork) Find(where func(events.NodeID) string) { t.listener.whereabouts.set(where) }
 
 func (t *tcpNetwork) Call(ctx context.Context, addr, method string, req, resp any) error {
 	return t.peers.Call(ctx, addr, method, req, resp)

@@ -3,6 +3,7 @@ package replica
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"log/slog"
@@ -20,6 +21,7 @@ import (
 type Config struct {
 	Rank  uint64
 	World uint64
+	Start string   // tells this start of the job from others, the same on all ranks; empty: unknown
 	Run   string   // empty: the log's, or a new one is made when the log is founded
 	Host  string   // for people
 	Join  []string // peers' addresses to ask when no other is known; rank 0's
@@ -53,6 +55,7 @@ type Network interface {
 	Transport() raft.Transport
 	Serve(handlers map[string]peerHandler, log *slog.Logger) // until Close; returns at once
 	Addr() string                                            // that other nodes can dial
+	Find(where func(events.NodeID) string)                   // where nodes are now; "": where the address says
 	Close() error
 }
 
@@ -69,6 +72,7 @@ type Timing struct {
 	Election      time.Duration // of rank 0's node; others wait three times as long
 	CommitTimeout time.Duration // the net under the nudger
 	Hello         time.Duration // between two hellos of a node
+	Gone          time.Duration // a node that is silent for so long does not come back soon: others take its place
 	Drain         time.Duration // longest wait of Close for the other nodes
 }
 
@@ -81,6 +85,7 @@ func (t Timing) withDefaults() Timing {
 	set(&t.Election, 500*time.Millisecond)
 	set(&t.CommitTimeout, 20*time.Millisecond) // idle traffic: one message a follower each 20 to 40 ms
 	set(&t.Hello, 500*time.Millisecond)
+	set(&t.Gone, 10*time.Second)
 	set(&t.Drain, 10*time.Second)
 	return t
 }
@@ -109,8 +114,9 @@ type Node struct {
 	registrations registrations
 	gap           chan struct{} // entries below the head are missing
 
-	complaint string // the last of unanswered; sayHello's alone
-	joining   joining
+	process string // random, of this process: a copied directory has the same id
+	term    term   // of leadership; watchLeadership's alone
+	joining joining
 
 	peerHandlers map[string]peerHandler // what peers may call
 	handlers     map[string]peerHandler // what they may ask, by the doors
@@ -143,6 +149,8 @@ func Open(cfg Config) (*Node, error) {
 	n.log = cfg.Logger.With("rank", cfg.Rank)
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.roster.init()
+	n.process = rand.Text()
+	n.net.Find(n.roster.where)
 	n.outbox.init(cfg.Dir.Boots())
 	n.requester.init(cfg.Dir.Boots())
 	if err := n.start(); err != nil {
@@ -190,9 +198,6 @@ func (n *Node) start() error {
 	if err := n.startRaft(conf, stores, snapshots); err != nil {
 		return err
 	}
-	if err := n.checkWorld(n.machine.state()); err != nil {
-		return errors.Join(err, n.raft.Shutdown().Error())
-	}
 	n.running.Store(n.raft)
 	if s := n.machine.state(); s.Lineage != "" {
 		n.onJoined(s) // the directory may not know it yet
@@ -203,20 +208,6 @@ func (n *Node) start() error {
 		n.work.Go(run)
 	}
 	return nil
-}
-
-// checkWorld refuses a directory that is of a world of another size: without a
-// run id every job would use the same one.
-func (n *Node) checkWorld(s *fsm.State) error {
-	had := uint64(len(s.Round.Members))
-	servers := uint64(len(n.members().Servers))
-	if had == 0 && servers > 0 && (servers == 1) != (n.cfg.World == 1) {
-		had = servers // no trainer has connected yet
-	}
-	if had == 0 || had == n.cfg.World {
-		return nil
-	}
-	return errorf(events.CodeConfigMismatch, "data directory %s is of run %q with %d ranks, this node is one of %d: give the new job a --run-id (ESPERD_RUN_ID) of its own, or another --data-dir, or move this directory aside", n.cfg.Dir.Path(""), s.Run, had, n.cfg.World)
 }
 
 // onJoined is called once the log's identity is known here.
@@ -314,8 +305,8 @@ func (n *Node) Status() Status {
 			problem = trouble()
 		}
 	}
-	if problem == nil && phase == PhaseJoining {
-		s.Problem = n.waitsFor()
+	if problem == nil {
+		s.Problem = n.waitsFor(phase)
 	}
 	if problem != nil {
 		s.Problem = problem.Error()

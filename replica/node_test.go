@@ -108,20 +108,3 @@ func TestJoiningNodeSaysWhatItWaitsFor(t *testing.T) {
 	lost := openNode(t, t.TempDir(), 1, 3, "127.0.0.1:0", "127.0.0.1:1")
 	require.Eventually(t, func() bool { return strings.Contains(lost.Status().Problem, "no answer from 127.0.0.1:1") }, 10*time.Second, time.Millisecond)
 }
-
-// Without a run id every job would use the same directory.
-func TestDirectoryOfAnotherWorld(t *testing.T) {
-	dir := t.TempDir()
-	lone := openNode(t, dir, 0, 1, "127.0.0.1:0")
-	require.Eventually(t, func() bool { return lone.Status().Phase == PhaseMember }, 10*time.Second, time.Millisecond)
-	require.NoError(t, lone.Close(context.Background()))
-	require.NoError(t, lone.cfg.Dir.Close())
-	d, err := OpenDataDir(dir, DataDirOptions{})
-	require.NoError(t, err)
-	defer d.Close()
-	nw, err := NewNetwork(ListenOptions{Listen: "127.0.0.1:0", Node: d.Node()})
-	require.NoError(t, err)
-	_, err = Open(Config{Rank: 0, World: 3, Dir: d, Network: nw, Logger: slog.New(slog.DiscardHandler)})
-	require.ErrorContains(t, err, "with 1 ranks, this node is one of 3")
-	require.ErrorContains(t, err, "ESPERD_RUN_ID")
-}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -37,23 +38,25 @@ type registered struct {
 // by a newer one), unavailable (ctx ended).
 func (n *Node) Register(ctx context.Context, r Registration) (uint64, error) {
 	var answer registered
+	var last error
 	asked, began := false, uint64(0) // the round that was open at the leader when it first answered
 	msg := registration{Registration: r, Node: n.id, Address: n.net.Addr()}
 	for {
 		changed := n.Changed()
 		round := n.State().Round
-		if r.Rank < uint64(len(round.Members)) {
-			switch m := round.Members[r.Rank]; {
-			case m.Node == n.id && m.Incarnation == r.Incarnation:
-				return round.Number, nil
-			case asked && round.Number > began:
-				return 0, errorf(events.CodeNotAuthority, "round %d was opened with another trainer of rank %d (incarnation %s on node %s): this one is not part of it; connect again on all ranks to open the next round", round.Number, r.Rank, m.Incarnation, m.Node)
-			}
+		switch mine := inRound(round, msg); {
+		case mine && round.Members[r.Rank].Node == n.id:
+			return round.Number, nil
+		case asked && round.Number > began:
+			return 0, errorf(events.CodeNotAuthority, "round %d was opened %s: this one is not part of it; connect again on all ranks to open the next round", round.Number, without(round, r.Rank))
 		}
 		if phase, problem := n.machine.trouble(); phase == PhaseFailed || phase == PhaseDiverged {
 			return 0, errorf(events.CodeUnavailable, "this node cannot take part in a round: %v", problem)
 		}
 		err := n.callLeader(ctx, "register", msg, &answer)
+		if ctx.Err() == nil {
+			last = err
+		}
 		if err == nil && !asked {
 			asked, began = true, answer.Round
 		}
@@ -62,9 +65,21 @@ func (n *Node) Register(ctx context.Context, r Registration) (uint64, error) {
 			return 0, err
 		}
 		if err := n.pause(ctx, changed, registerEvery); err != nil {
+			if last != nil {
+				return 0, errorf(events.CodeUnavailable, "no round was opened in time: %v (leader: %s); connect again", last, n.leaderName())
+			}
 			return 0, errorf(events.CodeUnavailable, "no round was opened in time: ranks %v of %d have not connected (leader: %s); start their trainers and connect again", answer.Missing, r.World, n.leaderName())
 		}
 	}
+}
+
+// without says how a round did without a rank's trainer.
+func without(round fsm.Round, rank uint64) string {
+	if rank >= uint64(len(round.Members)) {
+		return fmt.Sprintf("with %d ranks, without a rank %d", len(round.Members), rank)
+	}
+	m := round.Members[rank]
+	return fmt.Sprintf("with another trainer of rank %d (incarnation %s on node %s)", rank, m.Incarnation, m.Node)
 }
 
 // pause waits for a change, at most for d.
@@ -92,7 +107,7 @@ func (n *Node) onRegister(ctx context.Context, req []byte) (any, error) {
 	if n.raft.State() != raft.Leader {
 		return nil, errNotLeader
 	}
-	if err := checkRegistration(n.State(), n.cfg.World, r); err != nil {
+	if err := checkRegistration(r, len(n.members().Servers)); err != nil {
 		return nil, err
 	}
 	if _, member := server(n.members(), r.Node); !member {
@@ -110,14 +125,12 @@ func (n *Node) onRegister(ctx context.Context, req []byte) (any, error) {
 	return registered{Round: open}, n.openRound(ctx, complete)
 }
 
-func checkRegistration(s *fsm.State, world uint64, r registration) error {
+func checkRegistration(r registration, nodes int) error {
 	switch {
-	case r.World != world:
-		return errorf(events.CodeConfigMismatch, "world size: rank %d's trainer has %d, the leader's node has %d; start all with the same", r.Rank, r.World, world)
-	case r.Rank >= r.World:
-		return errorf(events.CodeConfigMismatch, "rank %d does not exist in a world of %d", r.Rank, r.World)
-	case s.Round.Number > 0 && uint64(len(s.Round.Members)) != r.World:
-		return errorf(events.CodeConfigMismatch, "world size: rank %d's trainer has %d, round %d of the log has %d; start the run with the same number of ranks", r.Rank, r.World, s.Round.Number, len(s.Round.Members))
+	case r.World == 0 || r.World > worldMax || r.Rank >= r.World:
+		return errorf(events.CodeConfigMismatch, "rank %d does not exist in a world of %d, expected a world of 1 to %d and a rank below it", r.Rank, r.World, worldMax)
+	case r.World > uint64(nodes):
+		return errorf(events.CodeUnavailable, "a world of %d needs as many nodes, and %d are part of the log yet", r.World, nodes)
 	}
 	return nil
 }

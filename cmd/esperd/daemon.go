@@ -118,7 +118,7 @@ func (d *daemon) openNode(security *replica.PeerSecurity) error {
 	if err != nil {
 		host = "" // for people only
 	}
-	d.node, err = replica.Open(replica.Config{Rank: c.Rank, World: c.World, Run: c.Run, Host: host, Join: c.Join,
+	d.node, err = replica.Open(replica.Config{Rank: c.Rank, World: c.World, Start: c.Round, Run: c.Run, Host: host, Join: c.Join,
 		Dir: d.dir, LogStore: c.LogStore, Durability: c.Durability, Build: thisVersion().build(), Network: network, Logger: d.base})
 	return err // a node that does not open closes its network
 }
