@@ -60,8 +60,10 @@ func (n *Node) leaderStep() (bool, error) {
 		return true, n.write(ctx, func(*fsm.State) (*events.Entry, error) { return n.founding() })
 	}
 	v := n.view()
-	if c, due := v.next(); due {
+	if c, due := v.next(); due && (c.kind != changeVotes || n.mayVote(ctx, c.peer)) {
 		return true, n.change(ctx, c)
+	} else if due {
+		return false, nil
 	}
 	if to, ok := v.first(); ok {
 		return n.handTo(ctx, to)
@@ -82,6 +84,13 @@ func (n *Node) view() *view {
 		return now.Sub(since)
 	}
 	return v
+}
+
+// mayVote looks whether a node is there now and has nearly everything: a voter
+// that ends with the start before would cost a quorum.
+func (n *Node) mayVote(ctx context.Context, p peer) bool {
+	s, alive := n.statusAt(ctx, p.Address)
+	return p.Node == n.id || alive && s.Node == p.Node && s.RaftLast+caughtUpWithin >= n.raft.LastIndex()
 }
 
 // change makes one change of the membership.
@@ -184,10 +193,7 @@ func (n *Node) handTo(ctx context.Context, to peer) (bool, error) {
 	if err := n.lead(ctx); err != nil {
 		return false, err
 	}
-	var a statusAnswer
-	ask, cancel := context.WithTimeout(ctx, n.cfg.Timing.Election)
-	defer cancel()
-	if err := n.net.Call(ask, to.Address, "status", nil, &a); err != nil || a.Node != to.Node || a.RaftLast < n.raft.LastIndex() {
+	if a, alive := n.statusAt(ctx, to.Address); !alive || a.Node != to.Node || a.RaftLast < n.raft.LastIndex() {
 		return false, nil // it could not win an election yet: the next look tells
 	}
 	n.log.Info("handing leadership over", "node", to.Node, "peer_rank", to.Rank)

@@ -50,7 +50,7 @@ const (
 )
 
 // next returns the first change that is due. Raft makes one at a time, and none
-// is proposed after which the voters that live would not be a majority: that is
+// is proposed after which the voters that live on would not be a majority: that is
 // what lets a world shrink, lose nodes for good and change its voters without
 // ever waiting for a node that is not there.
 func (v *view) next() (change, bool) {
@@ -98,17 +98,18 @@ func (v *view) voters() int {
 	return n
 }
 
-// holds reports whether the voters that live are a majority when one more node
-// votes, or one less; empty: no node.
+// holds reports whether the voters on which this start of the job can rely are a
+// majority when one more node votes, or one less; empty: no node. A process of
+// another start, this one's perhaps, lives and is about to end.
 func (v *view) holds(more, less events.NodeID) bool {
-	voting, alive := 0, 0
+	voting, alive, world := 0, 0, v.world()
 	for _, s := range v.servers {
 		id := events.NodeID(s.ID)
 		if id == less || s.Suffrage != raft.Voter && id != more {
 			continue
 		}
 		voting++
-		if v.lives(id) {
+		if p, heard := v.peer(id); heard && p.World == world.World && p.Start == world.Start {
 			alive++
 		}
 	}
@@ -255,7 +256,7 @@ func (v *view) first() (peer, bool) {
 }
 
 // vote makes a voter: of rank 0's node, where there are too few, and in the place
-// of one that is gone or of another start.
+// of one that is gone.
 func (v *view) vote() (change, bool) {
 	targets, have, wanted := v.targets(), v.voters(), voters(int(v.world().World))
 	for i, p := range targets {
@@ -268,7 +269,7 @@ func (v *view) vote() (change, bool) {
 			why = "it is rank 0's"
 		case have < wanted:
 			why = "voters are missing"
-		case have == wanted && v.replaceable(targets):
+		case have == wanted && v.goneVoter() != "":
 			why = "a voter is gone"
 		}
 		if why != "" && v.holds(p.Node, "") {
@@ -278,13 +279,14 @@ func (v *view) vote() (change, bool) {
 	return change{}, false
 }
 
-// replaceable reports whether a voter is to be replaced that is not one of those
-// who should vote: it is gone, or lives on from another start.
-func (v *view) replaceable(targets []peer) bool {
-	return slices.ContainsFunc(v.servers, func(s raft.Server) bool {
-		id := events.NodeID(s.ID)
-		return s.Suffrage == raft.Voter && !isTarget(targets, id) && (v.lives(id) || v.silent(id) >= v.gone)
-	})
+// goneVoter returns a voter that is gone; empty: none is.
+func (v *view) goneVoter() events.NodeID {
+	for _, s := range v.servers {
+		if id := events.NodeID(s.ID); s.Suffrage == raft.Voter && !v.lives(id) && v.silent(id) >= v.gone {
+			return id
+		}
+	}
+	return ""
 }
 
 func isTarget(targets []peer, id events.NodeID) bool {
@@ -298,11 +300,8 @@ func (v *view) demotion() (change, bool) {
 	if v.voters() <= voters(int(v.world().World)) {
 		return change{}, false
 	}
-	for _, s := range v.servers {
-		id := events.NodeID(s.ID)
-		if s.Suffrage == raft.Voter && !v.lives(id) && v.silent(id) >= v.gone && v.holds("", id) {
-			return change{kind: changeDemoted, node: id, why: "it is gone"}, true
-		}
+	if id := v.goneVoter(); id != "" && v.holds("", id) {
+		return change{kind: changeDemoted, node: id, why: "it is gone"}, true
 	}
 	if slices.ContainsFunc(targets, func(p peer) bool { return !v.votes(p.Node) }) {
 		return change{}, false

@@ -140,8 +140,8 @@ func (c *crashing) play(t *testing.T) {
 		for _, h := range c.w.hosts {
 			c.start(h)
 		}
-		for _, h := range c.w.hosts {
-			trainers.Go(func() { c.j.run(ctx, h.rank) })
+		for rank := range c.w.hosts {
+			trainers.Go(func() { c.j.run(ctx, uint64(rank)) })
 		}
 		c.until(ctx, "calls are answered", func() bool { return c.j.answeredCalls() >= 3 })
 		c.role.play(c, ctx)
@@ -153,8 +153,8 @@ func (c *crashing) play(t *testing.T) {
 		// And it can decide again.
 		last := newJob(c.w, crashSeed+1, 1, 3)
 		last.attempt = 1 << 20 // other trainers than before
-		for _, h := range c.w.hosts {
-			trainers.Go(func() { last.run(ctx, h.rank) })
+		for rank := range c.w.hosts {
+			trainers.Go(func() { last.run(ctx, uint64(rank)) })
 		}
 		trainers.Wait()
 		require.NoError(t, ctx.Err(), "the last trainers did not finish: %v", last.doing)
@@ -191,7 +191,7 @@ func (c *crashing) note(what written) {
 
 func (c *crashing) start(h *host) {
 	if err := h.start(); err != nil && !h.dying() {
-		c.t.Errorf("rank %d does not start: %v", h.rank, err)
+		c.t.Errorf("host %d does not start: %v", h.id, err)
 	}
 }
 
@@ -208,7 +208,7 @@ func (c *crashing) revive(ctx context.Context) {
 		}
 		c.alone(func() {
 			if err := c.target.bury(); err != nil {
-				c.t.Errorf("rank %d: burying: %v", c.target.rank, err)
+				c.t.Errorf("host %d: burying: %v", c.target.id, err)
 			}
 			c.target.reconnect()
 			if leader := c.w.hosts[0]; c.role.target == 1 {
@@ -259,7 +259,7 @@ func (c *crashing) restart(ctx context.Context) {
 			return // the reviver's
 		}
 		if err := c.target.stop(ctx); err != nil {
-			c.t.Errorf("rank %d: stopping: %v", c.target.rank, err)
+			c.t.Errorf("rank %d: stopping: %v", c.target.id, err)
 		}
 		if !c.target.dying() {
 			c.start(c.target)
@@ -313,7 +313,7 @@ func (c *crashing) join(ctx context.Context) {
 		low, _ := c.w.hosts[0].current().ends()
 		return low > 1
 	})
-	c.until(ctx, "the world is whole", c.w.settledEnough)
+	c.until(ctx, "the world is whole", c.whole)
 	c.alone(func() {
 		if c.target.dying() {
 			return
@@ -322,15 +322,17 @@ func (c *crashing) join(ctx context.Context) {
 		c.target.wipe()
 		c.target.reconnect()
 		c.start(c.target)
-		c.j.restarted()
+		c.j.begin(len(c.w.hosts))
 	})
 	c.caughtUp(ctx)
 }
 
+func (c *crashing) whole() bool { return c.w.misshapen() == "" }
+
 func (c *crashing) caughtUp(ctx context.Context) {
 	c.until(ctx, "the node has a snapshot from the leader and the history before it", func() bool {
 		n := c.target.alive()
-		return n != nil && n.Status().Phase == "member" && n.Status().CompleteFrom == 1 && c.w.settledEnough()
+		return n != nil && n.Status().Phase == "member" && n.Status().CompleteFrom == 1 && c.whole()
 	})
 }
 

@@ -26,9 +26,11 @@ type job struct {
 	mu       sync.Mutex
 	restart  chan struct{} // closed when the job restarts
 	attempt  uint64
+	size     uint64                                     // ranks
 	complete bool                                       // all ranks have played all their rounds: nothing restarts any more
 	answers  map[events.CallID]map[uint64]events.Digest // call -> rank -> hash of the entry it was answered from
 	acked    map[events.CallID]uint64                   // rank 0's answered calls -> index
+	late     map[events.CallID]uint64                   // likewise, of trainers that were left from the start before
 	asked    map[uint64]string                          // index of a request that was acknowledged -> its slot
 	broken   error
 	done     map[uint64]uint64 // rank -> 1 + attempt in which it played all its rounds
@@ -36,26 +38,41 @@ type job struct {
 }
 
 func newJob(w *world, seed uint64, rounds, calls int) *job {
-	return &job{w: w, seed: seed, rounds: rounds, calls: calls, restart: make(chan struct{}),
-		answers: map[events.CallID]map[uint64]events.Digest{}, acked: map[events.CallID]uint64{}, asked: map[uint64]string{}, doing: map[uint64]string{}, done: map[uint64]uint64{}}
+	return &job{w: w, seed: seed, rounds: rounds, calls: calls, restart: make(chan struct{}), size: uint64(len(w.ranks)),
+		answers: map[events.CallID]map[uint64]events.Digest{}, acked: map[events.CallID]uint64{}, late: map[events.CallID]uint64{}, asked: map[uint64]string{}, doing: map[uint64]string{}, done: map[uint64]uint64{}}
 }
 
-// restarted ends the current round's trainers on all ranks.
-func (j *job) restarted() {
+// stop ends the trainers of this start on all ranks; false: they have played all
+// their rounds, and nothing restarts any more.
+func (j *job) stop() bool {
+	return j.begin(0)
+}
+
+// begin lets trainers of the next start play on so many ranks.
+func (j *job) begin(size int) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.complete {
-		return
+		return false
 	}
 	close(j.restart)
 	j.restart = make(chan struct{})
 	j.attempt++
+	j.size = uint64(size)
+	return true
 }
 
-func (j *job) now() (attempt uint64, restart <-chan struct{}) {
+// over reports whether all ranks have played all their rounds.
+func (j *job) over() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.attempt, j.restart
+	return j.complete
+}
+
+func (j *job) now() (attempt, size uint64, restart <-chan struct{}) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.attempt, j.size, j.restart
 }
 
 func (j *job) does(rank uint64, format string, args ...any) {
@@ -72,16 +89,16 @@ func (j *job) fail(format string, args ...any) {
 	}
 }
 
-// run plays one rank to the end.
+// run plays one rank to the end, in those starts of the job that have it.
 func (j *job) run(ctx context.Context, rank uint64) {
 	last, done := uint64(0), 0
-	for ctx.Err() == nil {
-		attempt, restart := j.now()
+	for ctx.Err() == nil && !j.over() {
+		attempt, size, restart := j.now()
 		if attempt != last {
 			done, last = 0, attempt // the whole job began anew
 		}
-		if done == j.rounds {
-			if j.finished(rank, attempt) {
+		if done == j.rounds || rank >= size {
+			if done == j.rounds && j.finished(rank, attempt) {
 				return
 			}
 			sleep(ctx, 100*time.Millisecond)
@@ -95,7 +112,7 @@ func (j *job) run(ctx context.Context, rank uint64) {
 			case <-roundCtx.Done():
 			}
 		}()
-		ok := j.round(roundCtx, rank, fmt.Sprintf("%08x%08x%016x", done, attempt, rank), fmt.Sprintf("%d/%d", done, attempt))
+		ok := j.round(roundCtx, rank, size, fmt.Sprintf("%08x%08x%016x", done, attempt, rank), fmt.Sprintf("%d/%d", done, attempt))
 		if ok && roundCtx.Err() == nil {
 			done++
 		} else {
@@ -113,8 +130,8 @@ func (j *job) finished(rank, attempt uint64) bool {
 	if j.attempt == attempt {
 		j.done[rank] = attempt + 1
 	}
-	for r := range j.w.hosts {
-		if j.done[uint64(r)] != j.attempt+1 {
+	for r := range j.size {
+		if j.done[r] != j.attempt+1 {
 			return false
 		}
 	}
@@ -123,15 +140,14 @@ func (j *job) finished(rank, attempt uint64) bool {
 }
 
 // round is one run of a rank's trainer; it reports whether it made all calls.
-func (j *job) round(ctx context.Context, rank uint64, incarnation, fingerprint string) bool {
-	h := j.w.hosts[rank]
+func (j *job) round(ctx context.Context, rank, size uint64, incarnation, fingerprint string) bool {
 	var number uint64
 	for number == 0 {
-		n, err := h.wait(ctx)
+		n, err := j.w.wait(ctx, rank)
 		if err != nil {
 			return false
 		}
-		number, err = n.Register(ctx, replica.Registration{Rank: rank, World: uint64(len(j.w.hosts)), Incarnation: incarnation, Fingerprint: fingerprint, Mode: "keyed"})
+		number, err = n.Register(ctx, replica.Registration{Rank: rank, World: size, Incarnation: incarnation, Fingerprint: fingerprint, Mode: "keyed"})
 		if j.does(rank, "registers %s: %v", fingerprint, err); err != nil && !sleep(ctx, 50*time.Millisecond) {
 			return false
 		}
@@ -158,7 +174,7 @@ func (j *job) round(ctx context.Context, rank uint64, incarnation, fingerprint s
 // ask requests a prune, as a rank's governor does. It may be refused, or give up
 // not knowing what becomes of it.
 func (j *job) ask(ctx context.Context, rank uint64, slot string) {
-	n, err := j.w.hosts[rank].wait(ctx)
+	n, err := j.w.wait(ctx, rank)
 	if err != nil {
 		return
 	}
@@ -166,7 +182,7 @@ func (j *job) ask(ctx context.Context, rank uint64, slot string) {
 	defer cancel()
 	index, err := n.Request(ctx, events.Requested{Model: model, Slot: slot, Action: events.ActionPrune, Reason: "sim"})
 	j.does(rank, "asks for a prune in slot %s: entry %d, %v", slot, index, err)
-	if err == nil && j.w.hosts[rank].alive() == n {
+	if err == nil && j.w.alive(rank) == n {
 		j.mu.Lock()
 		j.asked[index] = slot
 		j.mu.Unlock()
@@ -177,7 +193,7 @@ func (j *job) ask(ctx context.Context, rank uint64, slot string) {
 func (j *job) call(ctx context.Context, rank, round, k, cursor uint64, script *script) (uint64, bool) {
 	id := events.CallID{Round: round, Model: model, Call: k}
 	for ctx.Err() == nil {
-		n, err := j.w.hosts[rank].wait(ctx)
+		n, err := j.w.wait(ctx, rank)
 		if err != nil {
 			return 0, false
 		}
@@ -190,7 +206,7 @@ func (j *job) call(ctx context.Context, rank, round, k, cursor uint64, script *s
 		j.does(rank, "call %d of round %d: entry %d, %v", k, round, index, err)
 		var e *replica.Error
 		switch {
-		case err == nil && j.w.hosts[rank].alive() == n && j.answered(rank, n, id, index):
+		case err == nil && j.w.alive(rank) == n && j.answered(rank, n, id, index):
 			script.next(k)
 			return index, true
 		case errors.As(err, &e) && e.Code == events.CodeNotAuthority:
@@ -279,16 +295,25 @@ func (j *job) answered(rank uint64, n *replica.Node, id events.CallID, index uin
 	return true
 }
 
-// wait returns the host's node once it is up.
-func (h *host) wait(ctx context.Context) (*replica.Node, error) {
+// wait returns a rank's node once it is up.
+func (w *world) wait(ctx context.Context, rank uint64) (*replica.Node, error) {
 	for {
-		if n := h.alive(); n != nil {
+		if n := w.alive(rank); n != nil {
 			return n, nil
 		}
 		if !sleep(ctx, 50*time.Millisecond) {
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// alive returns a rank's node; nil while there is none, or its host is down.
+func (w *world) alive(rank uint64) *replica.Node {
+	h := w.at(rank)
+	if h == nil {
+		return nil
+	}
+	return h.alive()
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {

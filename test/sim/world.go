@@ -15,28 +15,33 @@ import (
 	"github.com/esperd/esperd/replica"
 )
 
-// world is a cluster in simulated time: a host a rank, an in-memory network,
-// real history files.
+// world is a job's machines in simulated time: an in-memory network, real history
+// files. Which machine holds which rank changes as the job is started again.
 type world struct {
 	net   *replica.MemNetwork
-	hosts []*host
 	dir   string
 	log   *slog.Logger
 	every uint64 // raft entries between two snapshots
-}
-
-// host is one rank's machine. Its node comes and goes, its disk stays, until it
-// is wiped.
-type host struct {
-	w    *world
-	rank uint64
-	addr string
 
 	mu    sync.Mutex
+	hosts []*host // all there ever were
+	ranks []*host // the job's, by rank
+	start string  // tells this start of the job from others
+}
+
+// host is one machine. Its node comes and goes, its disk stays, until it is wiped.
+type host struct {
+	w    *world
+	id   int
+	addr string // as of its last start, like all that place sets
+
+	mu    sync.Mutex
+	conf  replica.Config
 	node  *replica.Node // nil: down
 	data  *replica.DataDir
 	disk  *disk
 	ghost bool // crashed at a write: what it still does reaches nobody
+	gone  bool // it is about to end, or has: heal leaves it alone
 	wipes int
 	kept  *disk  // of the moment of the crash
 	json  []byte // node.json, likewise
@@ -49,14 +54,52 @@ func newWorld(size uint64, dir string, every uint64, log *slog.Logger) *world {
 		log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
 	w := &world{net: replica.NewMemNetwork(), dir: dir, log: log, every: every}
-	for rank := range size {
-		w.hosts = append(w.hosts, &host{w: w, rank: rank, addr: fmt.Sprintf("host%d:1", rank), disk: newDisk()})
+	ranks := make([]*host, size)
+	for rank := range ranks {
+		ranks[rank] = w.newHost()
 	}
+	w.place("0", ranks, func(rank int, h *host) string { return fmt.Sprintf("host%d:1", h.id) })
 	return w
 }
 
+func (w *world) newHost() *host {
+	h := &host{w: w, id: len(w.hosts), disk: newDisk()}
+	w.hosts = append(w.hosts, h)
+	return h
+}
+
+// place gives hosts, which are down, their ranks and addresses in the next start
+// of the job.
+func (w *world) place(start string, ranks []*host, address func(rank int, h *host) string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ranks, w.start = ranks, start
+	for rank, h := range ranks {
+		h.addr = address(rank, h)
+		h.conf = replica.Config{Rank: uint64(rank), World: uint64(len(ranks)), Start: start, Run: "sim", Host: fmt.Sprintf("host%d", h.id),
+			Join: []string{ranks[0].addr}, Logger: w.log, SnapshotEvery: w.every, Timing: replica.Timing{CommitTimeout: 50 * time.Millisecond}}
+	}
+}
+
+// at returns the host of a rank, nil while there is no such rank.
+func (w *world) at(rank uint64) *host {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if rank >= uint64(len(w.ranks)) {
+		return nil
+	}
+	return w.ranks[rank]
+}
+
+// job returns the hosts of the job, by rank.
+func (w *world) job() []*host {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.ranks
+}
+
 func (h *host) path() string {
-	return filepath.Join(h.w.dir, fmt.Sprintf("rank%d-%d", h.rank, h.wipes))
+	return filepath.Join(h.w.dir, fmt.Sprintf("host%d-%d", h.id, h.wipes))
 }
 
 // start opens the host's node on what its disk holds.
@@ -83,12 +126,10 @@ func (h *host) start() error {
 	if err != nil {
 		return errors.Join(err, data.Close())
 	}
-	n, err := replica.Open(replica.Config{
-		Rank: h.rank, World: uint64(len(h.w.hosts)), Run: "sim", Host: h.addr, Join: []string{h.w.hosts[0].addr}, Dir: data,
-		Network: h.w.net.Join(h.addr + "#" + string(data.Node())), Logger: h.w.log, SnapshotEvery: h.w.every,
-		Timing: replica.Timing{CommitTimeout: 50 * time.Millisecond},
-		Stores: &replica.Stores{Log: d, Stable: d, Snapshots: d, History: history},
-	})
+	conf := h.conf
+	conf.Dir, conf.Network = data, h.w.net.Join(h.addr+"#"+string(data.Node()))
+	conf.Stores = &replica.Stores{Log: d, Stable: d, Snapshots: d, History: history}
+	n, err := replica.Open(conf)
 	if err != nil {
 		return errors.Join(err, data.Close())
 	}
@@ -136,6 +177,12 @@ func (h *host) dying() bool {
 	return h.ghost
 }
 
+func (h *host) leaves() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.gone
+}
+
 func (h *host) isGhost(d *disk) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -165,6 +212,21 @@ func (h *host) crash() error {
 	h.crashed(d)
 	d.mu.Unlock()
 	return h.bury()
+}
+
+// close stops the host's node in order.
+func (h *host) close(ctx context.Context) error {
+	h.mu.Lock()
+	n, data := h.node, h.data
+	h.mu.Unlock()
+	err := n.Close(ctx)
+	if h.dying() { // it crashed over it
+		return errors.Join(err, h.bury())
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.node, h.data = nil, nil
+	return errors.Join(err, data.Close())
 }
 
 // bury clears away a host that crashed.
@@ -218,13 +280,16 @@ func (h *host) wipe() {
 	h.wipes++
 }
 
-// heal brings every host up and every link back.
+// heal brings every host of the job up and every link back.
 func (w *world) heal() error {
 	w.net.SetDelay(nil)
 	for _, h := range w.hosts {
+		if h.leaves() {
+			continue
+		}
 		if h.dying() {
 			if err := h.bury(); err != nil {
-				return fmt.Errorf("rank %d: burying: %w", h.rank, err)
+				return fmt.Errorf("host %d: burying: %w", h.id, err)
 			}
 		}
 		d := h.current()
@@ -233,9 +298,9 @@ func (w *world) heal() error {
 		d.mu.Unlock()
 	}
 	w.net.HealAll()
-	for _, h := range w.hosts {
+	for rank, h := range w.job() {
 		if err := h.start(); err != nil {
-			return fmt.Errorf("rank %d: starting: %w", h.rank, err)
+			return fmt.Errorf("rank %d: starting: %w", rank, err)
 		}
 	}
 	return nil
@@ -275,25 +340,63 @@ func (w *world) settle(ctx context.Context) error {
 }
 
 func (w *world) unsettled() string {
-	for _, h := range w.hosts {
-		if h.alive() == nil {
-			return fmt.Sprintf("rank %d is down", h.rank)
-		}
+	if why := w.misshapen(); why != "" {
+		return why
 	}
-	first := w.hosts[0].alive().Status()
-	if first.Role != "leader" {
-		return fmt.Sprintf("rank 0's node is %s, the leader is %s", first.Role, first.Leader)
-	}
-	for _, h := range w.hosts {
+	job := w.job()
+	first := job[0].alive().Status()
+	for rank, h := range job {
 		s := h.alive().Status()
 		switch {
-		case s.Phase != replica.PhaseMember:
-			return fmt.Sprintf("rank %d is %s: %s", h.rank, s.Phase, s.Problem)
 		case s.Index != first.Index || s.Chain != first.Chain:
-			return fmt.Sprintf("rank %d has entry %d (chain %s), rank 0 entry %d (chain %s)", h.rank, s.Index, s.Chain.Short(), first.Index, first.Chain.Short())
+			return fmt.Sprintf("rank %d has entry %d (chain %s), rank 0 entry %d (chain %s)", rank, s.Index, s.Chain.Short(), first.Index, first.Chain.Short())
 		case s.CompleteFrom != 1:
-			return fmt.Sprintf("rank %d has the history only from entry %d on", h.rank, s.CompleteFrom)
+			return fmt.Sprintf("rank %d has the history only from entry %d on", rank, s.CompleteFrom)
 		}
 	}
 	return ""
+}
+
+// misshapen says what is not as it should be in a world that nothing hits:
+// rank 0's node leads, a few nodes vote, all follow closely, and nobody else is
+// part of the log.
+func (w *world) misshapen() string {
+	job := w.job()
+	voting := 0
+	low, high := uint64(1<<63), uint64(0)
+	for rank, h := range job {
+		n := h.alive()
+		if n == nil {
+			return fmt.Sprintf("rank %d's host is down", rank)
+		}
+		s := n.Status()
+		switch {
+		case s.Phase != replica.PhaseMember:
+			return fmt.Sprintf("rank %d is %s: %s", rank, s.Phase, s.Problem)
+		case (rank == 0) != (s.Role == "leader"):
+			return fmt.Sprintf("rank %d's node is %s, and takes %s for the leader", rank, s.Role, s.Leader)
+		}
+		if s.Voter {
+			voting++
+		}
+		low, high = min(low, s.Index), max(high, s.Index)
+	}
+	if high-low >= 8 {
+		return fmt.Sprintf("the ranks have entries %d to %d", low, high)
+	}
+	if nodes := job[0].alive().State().Nodes; len(nodes) != len(job) {
+		return fmt.Sprintf("%d nodes are part of the log, and the job has %d", len(nodes), len(job))
+	}
+	if want := votersOf(len(job)); voting != want {
+		return fmt.Sprintf("%d nodes vote, expected %d of %d", voting, want, len(job))
+	}
+	return ""
+}
+
+// votersOf is the largest odd number up to 3 of so many nodes.
+func votersOf(nodes int) int {
+	if nodes < 3 {
+		return 1
+	}
+	return 3
 }
