@@ -21,7 +21,7 @@
 //	backfill.go       missing history, from any peer, checked against the chain
 //	ask.go            questions to all nodes; draining
 //
-//	datadir.go        the directory's identity and lock
+//	datadir.go        the directory's identity and lock; adopt.go moves one to another rank
 //	glance.go         and what it shows without its esperd
 //	logstore.go       raft's log on disk, behind one constructor; boltdb
 //	walstore.go       raft-wal, and what it needs to be safe; waltail.go mends its end

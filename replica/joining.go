@@ -87,11 +87,14 @@ func (n *Node) waitsFor(phase Phase) string {
 	}
 	silent, problems := texts(n.joining.silent), texts(n.joining.problems)
 	n.joining.mu.Unlock()
+	part := phase == PhaseMember || len(n.members().Servers) > 0
 	switch {
-	case phase == PhaseJoining:
+	case phase == PhaseJoining && !part:
 		return n.waitsToJoin(append(silent, problems...))
-	case phase == PhaseMember && waited >= joiningWarnAfter:
+	case part && waited >= joiningWarnAfter:
 		return n.waitsForQuorum(problems)
+	case phase == PhaseJoining:
+		return "it waits for a leader"
 	}
 	return strings.Join(problems, "; ")
 }
@@ -135,8 +138,9 @@ func (n *Node) waitsForQuorum(problems []string) string {
 		}
 		missing = append(missing, text)
 	}
-	state := n.State()
-	log := fmt.Sprintf("no leader: this node has the log of run %q, lineage %s, up to entry %d, whose voters decide by %d of %d", state.Run, state.Lineage, state.Index, voting/2+1, voting)
+	s := n.State()
+	id := n.identity(s)
+	log := fmt.Sprintf("no leader: this node has the log of run %q, lineage %s, up to entry %d, whose voters decide by %d of %d", id.Run, id.Lineage, s.Index, voting/2+1, voting)
 	if voting-len(missing) > voting/2 {
 		return strings.Join(append([]string{log + "; enough of them are there, and are electing one"}, problems...), "; ")
 	}
@@ -164,9 +168,9 @@ func (n *Node) warnWaiting() {
 	n.joining.mu.Unlock()
 	switch {
 	case !due || why == "":
-	case phase == PhaseJoining:
-		n.log.Warn("not part of the log yet", "why", why)
-	default:
+	case len(n.members().Servers) > 0:
 		n.log.Warn("no leader is known", "why", why)
+	default:
+		n.log.Warn("not part of the log yet", "why", why)
 	}
 }

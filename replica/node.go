@@ -322,12 +322,11 @@ func (n *Node) Status() Status {
 	return s
 }
 
+// identity is what is known of the log: by its entries, or, until some are known
+// to be committed, by what the directory was part of.
 func (n *Node) identity(s *fsm.State) Identity {
-	id := Identity{Node: n.id, Rank: n.cfg.Rank, World: n.cfg.World, Run: s.Run, Lineage: s.Lineage, Address: hostOf(n.net.Addr()), Host: n.cfg.Host}
-	if id.Run == "" {
-		id.Run = n.cfg.Run
-	}
-	return id
+	return Identity{Node: n.id, Rank: n.cfg.Rank, World: n.cfg.World, Run: cmp.Or(s.Run, n.cfg.Dir.Run(), n.cfg.Run), Lineage: cmp.Or(s.Lineage, n.cfg.Dir.Lineage()),
+		Address: hostOf(n.net.Addr()), Host: n.cfg.Host}
 }
 
 // Close drains and stops the node: it flushes reports, waits until every other

@@ -48,6 +48,7 @@ type Config struct {
 	Run         string // "": the log knows, or one is made when it is founded
 	Round       string // the trainers' rendezvous, for those that do not name theirs; "": nobody said
 	DataDir     string
+	HostRanks   hostRanks // of this host, where the data directory is the default; none: nobody said
 	Socket      string
 	SocketDir   bool // the socket has a directory of its own, to be made
 	AdminListen string
@@ -246,6 +247,9 @@ func (r *resolver) places(f RunFlags, c *Config) error {
 		var err error
 		if dir, err = r.defaultDataDir(c.Run, c.Rank); err != nil {
 			return err
+		}
+		if r.from["rank"] == "torchrun RANK" {
+			c.HostRanks = hostRanksOf(r.env, c.Rank, c.World)
 		}
 	}
 	c.DataDir = r.abs(forRank(dir, c.Rank))

@@ -62,8 +62,9 @@ func openDaemon(cfg Config, base *slog.Logger) (_ *daemon, err error) {
 			return d, err
 		}
 	}
+	adopt(&d.cfg, d.log)
 	if d.dir, err = replica.OpenDataDir(cfg.DataDir, replica.DataDirOptions{}); err != nil {
-		return d, err
+		return d, d.ownRun(err)
 	}
 	if cfg.World == 1 {
 		if security, err = d.alone(security); err != nil {
@@ -74,6 +75,14 @@ func openDaemon(cfg Config, base *slog.Logger) (_ *daemon, err error) {
 		return d, err
 	}
 	return d, d.openDoors()
+}
+
+// ownRun says what jobs without a run id share.
+func (d *daemon) ownRun(err error) error {
+	if d.cfg.Run == "" && strings.HasPrefix(d.cfg.From["data_dir"], "default") {
+		return fmt.Errorf("%w. Jobs without a run id share this place: give each one of its own (--run-id, ESPERD_RUN_ID)", err)
+	}
+	return err
 }
 
 // peerSecurity is nil where peers need not prove anything.

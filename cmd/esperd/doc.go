@@ -7,6 +7,7 @@
 //	config.go         flags, variables and launchers become a Config: pure
 //	config_peers.go   ... its addresses
 //	config_socket.go  ... its socket's path
+//	adopt.go          the data directory of a rank that this host has no more
 //	daemon.go         a node with its doors, opened and closed in order
 //	run.go, exec.go   a daemon alone, and with a command
 //	exec_linux.go     ... which ends with it, exec_other.go: or does not

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -250,8 +251,8 @@ func TestNoQuorum(t *testing.T) {
 	w.nodes[2].start()
 	eventually(t, "what it lacks", func() error {
 		s, err := w.nodes[2].state()
-		if err == nil && s.Problem == "" {
-			err = fmt.Errorf("it says nothing yet")
+		if err == nil && !strings.HasPrefix(s.Problem, "no leader") {
+			err = fmt.Errorf("it says %q", s.Problem)
 		}
 		return err
 	})

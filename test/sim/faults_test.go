@@ -119,14 +119,22 @@ func (s *schedule) loseDisk(h *host) {
 	h.wipe()
 	h.reconnect()
 	require.NoError(s.t, h.start())
-	s.j.begin(len(s.w.job()))
+	if !s.j.begin(len(s.w.job())) {
+		s.j.outlived = true // no round will open with the new node
+	}
 	s.await("after a disk was lost") // the world repairs its membership before the next fault may hit
 }
 
-// steady heals everything and waits until the world is as it should be.
+// steady heals everything and waits until the world is as it should be, and every
+// rank has the whole history: what others have of it may be lost next.
 func (s *schedule) steady(when string) {
 	require.NoError(s.t, s.w.heal())
 	s.await(when)
+	for _, h := range s.w.job() {
+		for h.alive().Status().CompleteFrom != 1 {
+			require.True(s.t, sleep(s.ctx, 100*time.Millisecond), "%s host %d does not get its history", when, h.id)
+		}
+	}
 }
 
 func (s *schedule) await(when string) {

@@ -19,7 +19,7 @@ import (
 // schedules is how many seeds the test command plays; ESPERD_SIM_SCHEDULES sets
 // another number, ESPERD_SIM_SEED plays one seed with its log, and
 // ESPERD_SIM_LOGS names a directory that keeps the logs of those that failed.
-const schedules = 1000
+const schedules = 2000
 
 func TestSchedules(t *testing.T) {
 	if seed := os.Getenv("ESPERD_SIM_SEED"); seed != "" {

@@ -27,6 +27,7 @@ type job struct {
 	restart  chan struct{} // closed when the job restarts
 	attempt  uint64
 	size     uint64                                     // ranks
+	outlived bool                                       // a node was replaced when all rounds had been played
 	complete bool                                       // all ranks have played all their rounds: nothing restarts any more
 	answers  map[events.CallID]map[uint64]events.Digest // call -> rank -> hash of the entry it was answered from
 	acked    map[events.CallID]uint64                   // rank 0's answered calls -> index
