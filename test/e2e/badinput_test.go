@@ -29,6 +29,7 @@ func TestBadInput(t *testing.T) {
 		"exposure":          exposure,
 		"another run":       anotherRun,
 		"another world":     anotherWorld,
+		"no run id":         noRunID,
 		"claims":            badClaims,
 		"secrets":           badSecrets,
 		"node.json":         badNodeFile,

@@ -78,6 +78,20 @@ func placesInUse(t *testing.T) {
 	w.terminate()
 }
 
+// noRunID: jobs that have none share a place, one at a time.
+func noRunID(t *testing.T) {
+	dir := tempDir(t)
+	log := filepath.Join(dir, "log")
+	p := start(t, dir, log)
+	t.Cleanup(p.end)
+	awaitLog(t, log, "esperd is up")
+	says(t, refuses(t, 1, dir, "run"), "in use by process "+strconv.Itoa(p.cmd.Process.Pid), "Jobs without a run id share this place", "ESPERD_RUN_ID")
+	other := start(t, dir, log+"2", "--run-id", "other")
+	t.Cleanup(other.end)
+	awaitLog(t, log+"2", "part of the log", `"run":"other"`)
+	require.False(t, p.ended())
+}
+
 // exposure: whoever can connect to peers without a secret can write into the
 // log, so that is not done by accident.
 func exposure(t *testing.T) {
