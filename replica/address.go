@@ -2,7 +2,6 @@ package replica
 
 import (
 	"strings"
-	"sync/atomic"
 
 	"github.com/esperd/esperd/events"
 )
@@ -32,26 +31,3 @@ func hostOf(address string) string {
 }
 
 func sameHost(a, b string) bool { return hostOf(a) == hostOf(b) }
-
-// whereabouts tells a network where nodes are now: ranks move, and the addresses
-// in raft's configuration are those of an earlier start until a leader of this
-// one has mended them, which it can only where a quorum finds each other.
-type whereabouts struct {
-	of atomic.Pointer[func(events.NodeID) string]
-}
-
-func (w *whereabouts) set(of func(events.NodeID) string) { w.of.Store(&of) }
-
-// now returns the address at which to look for the node of a given one: the
-// given one itself where nothing newer is known, or any node will do.
-func (w *whereabouts) now(address string) string {
-	_, id := splitAddress(address)
-	of := w.of.Load()
-	if id == "" || of == nil {
-		return address
-	}
-	if at := (*of)(id); at != "" {
-		return at
-	}
-	return address
-}

@@ -77,7 +77,7 @@ func (n *Node) onAsk(ctx context.Context, req []byte) (any, error) {
 func (n *Node) Ask(ctx context.Context, method string, q any) []Answer {
 	body, err := events.Marshal(q)
 	var others []raft.Server
-	for _, s := range n.members().Servers {
+	for _, s := range n.servers() {
 		if s.ID != raft.ServerID(n.id) {
 			others = append(others, s)
 		}

@@ -33,6 +33,7 @@
 //
 //	network.go        raft and peer RPC on one TCP listener: listener.go, tls.go,
 //	                  peers.go, address.go; raftlog.go adapts its log
+//	whereabouts.go    and where nodes are now
 //	memnet.go         the same in memory, for simulated clusters; memraft.go
 //	types.go          what the doors see
 package replica

@@ -51,12 +51,15 @@ func (n *Node) helloOnce() bool {
 	n.roster.note(me)
 	if n.raft.State() == raft.Leader {
 		n.joining.led(me.Address)
+		n.rememberPeers()
 		n.greetAll(me, n.strangers())
 		return true
 	}
 	leader, _ := n.raft.LeaderWithID()
+	me.Seeks = n.seeks()
 	if leader != "" && n.greet(me, string(leader)) {
 		n.joining.led(string(leader))
+		n.rememberPeers()
 		if !containsHost(n.cfg.Join, string(leader)) {
 			n.greetAll(me, n.cfg.Join) // rank 0's node may have nobody else to learn of the log from
 		}
@@ -93,15 +96,10 @@ func containsHost(list []string, address string) bool {
 // addresses are the other voters', as they were last heard of: one of them leads.
 func (n *Node) addresses() []string {
 	var out []string
-	for _, s := range n.members().Servers {
-		if s.Suffrage != raft.Voter || s.ID == raft.ServerID(n.id) {
-			continue
+	for _, s := range n.servers() {
+		if s.Suffrage == raft.Voter && s.ID != raft.ServerID(n.id) {
+			out = append(out, string(s.Address))
 		}
-		at := n.roster.where(events.NodeID(s.ID))
-		if at == "" {
-			at = string(s.Address)
-		}
-		out = append(out, at)
 	}
 	return out
 }

@@ -120,7 +120,7 @@ func (n *Node) waitsToJoin(silent []string) string {
 func (n *Node) waitsForQuorum(problems []string) string {
 	fresh := n.roster.fresh(n.freshness())
 	voting, missing := 0, []string(nil)
-	for _, s := range n.members().Servers {
+	for _, s := range n.servers() {
 		if s.Suffrage != raft.Voter {
 			continue
 		}
@@ -130,9 +130,6 @@ func (n *Node) waitsForQuorum(problems []string) string {
 			continue
 		}
 		text := fmt.Sprintf("%s, last at %s", id, hostOf(string(s.Address)))
-		if at := n.roster.where(id); at != "" {
-			text = fmt.Sprintf("%s, last at %s", id, hostOf(at))
-		}
 		if p, known := n.roster.last(id); known {
 			text += fmt.Sprintf(" (rank %d, host %s)", p.Rank, p.Host)
 		}

@@ -74,7 +74,7 @@ func (n *Node) leaderStep() (bool, error) {
 // view is what this leader knows of the membership now.
 func (n *Node) view() *view {
 	now, s := time.Now(), n.State()
-	v := &view{self: n.id, servers: n.members().Servers, peers: n.roster.fresh(n.freshness()), nodes: s.Nodes, round: s.Round, index: s.Index,
+	v := &view{self: n.id, servers: n.servers(), peers: n.roster.fresh(n.freshness()), nodes: s.Nodes, round: s.Round, index: s.Index,
 		replaced: n.freshness(), gone: n.cfg.Timing.Gone}
 	v.silent = func(id events.NodeID) time.Duration {
 		since := n.term.since
@@ -105,11 +105,11 @@ func (n *Node) change(ctx context.Context, c change) error {
 	case changeAdmitted:
 		log.Info("admitting a node", "peer_rank", c.peer.Rank, "address", c.address)
 		return n.raft.AddNonvoter(id, address, 0, enqueueTimeout).Error()
-	case changeMoved:
-		log.Info("a node has moved", "peer_rank", c.peer.Rank, "address", c.address)
-		return n.raft.AddNonvoter(id, address, 0, enqueueTimeout).Error() // a voter stays one
 	case changeVotes:
 		log.Info("a node votes from now on", "peer_rank", c.peer.Rank)
+		if s, ok := server(n.members(), c.node); ok {
+			address = s.Address // as it is: raft must not change it
+		}
 		return n.raft.AddVoter(id, address, 0, enqueueTimeout).Error()
 	case changeDemoted:
 		log.Info("a node votes no longer")

@@ -15,7 +15,7 @@ import (
 // view is what a leader decides the membership on.
 type view struct {
 	self    events.NodeID
-	servers []raft.Server                     // raft's newest configuration
+	servers []raft.Server                     // raft's newest configuration, with the addresses of now
 	peers   []peer                            // heard of lately, by rank; this node is among them
 	silent  func(events.NodeID) time.Duration // since its last hello, or since this node leads
 	nodes   []fsm.Node                        // of the log
@@ -44,7 +44,6 @@ const (
 	changeLeaves                     // the log
 	changeJoins                      // the log, or has another version or host now
 	changeAdmitted                   // to raft, without a vote
-	changeMoved                      // to another address
 	changeVotes
 	changeDemoted
 )
@@ -164,19 +163,19 @@ func (v *view) leave() (change, bool) {
 	return change{}, false
 }
 
-// admission lets nodes into the log and into raft, and follows their addresses.
+// admission lets nodes into the log and into raft. A node that moves keeps the
+// address that it has in raft: v1.7.3 changes it under the hands of those who
+// replicate (a data race, found by test/sim); whereabouts.go knows better.
 func (v *view) admission() (change, bool) {
 	for _, p := range v.peers {
 		c := change{node: p.Node, address: p.Address, peer: p}
 		known := slices.ContainsFunc(v.nodes, func(n fsm.Node) bool { return n.ID == p.Node && n.Version == p.Version && n.Host == p.Host })
-		s, listed := v.server(p.Node)
+		_, listed := v.server(p.Node)
 		switch {
 		case !known: // first, so that it is sent nothing newer than it can read
 			c.kind = changeJoins
 		case !listed:
 			c.kind, c.why = changeAdmitted, "it said hello"
-		case string(s.Address) != p.Address:
-			c.kind = changeMoved
 		default:
 			continue
 		}

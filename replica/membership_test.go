@@ -68,13 +68,11 @@ func (v *view) said() string {
 		return "lead " + string(first.Node)
 	}
 	return map[changeKind]string{changeRemoved: "remove", changeLeaves: "leave", changeJoins: "join", changeAdmitted: "admit",
-		changeMoved: "move", changeVotes: "vote", changeDemoted: "demote"}[c.kind] + " " + string(c.node)
+		changeVotes: "vote", changeDemoted: "demote"}[c.kind] + " " + string(c.node)
 }
 
 func TestMembershipStep(t *testing.T) {
 	abc := []string{"A", "B", "C"}
-	moved := testView("A", abc, "A", "B", "C").ranks(3, "A", "B", "C")
-	moved.peers[1].Address = "B:2#B"
 	newcomer := testView("A", abc, "A", "B", "C").ranks(4, "A", "B", "C")
 	newcomer.joins(3, 4, "D", 0)
 	admitted := testView("A", abc, "A", "B", "C").ranks(4, "A", "B", "C")
@@ -107,7 +105,6 @@ func TestMembershipStep(t *testing.T) {
 		"then the last one votes no more":         {testView("D", abc, "A", "B", "C", "D").ranks(4, "D", "A", "B", "C"), "demote C"},
 		"a new node joins the log":                {newcomer, "join D"},
 		"and then raft":                           {admitted, "admit D"},
-		"a node moves":                            {moved, "move B"},
 		"a node that raft has no more":            {left, "leave D"},
 		"a voter is silent for a moment":          {testView("A", abc, "A", "B", "C!", "d").ranks(4, "A", "B", "-", "D"), "lead A"},
 		"a voter of the round is gone":            {testView("A", abc, "A", "B", "C!!", "d").ranks(4, "A", "B", "-", "D"), "vote D"},
@@ -218,8 +215,6 @@ func (v *view) does(c change) {
 		v.nodes = append(v.nodes, fsm.Node{ID: c.node})
 	case changeAdmitted:
 		v.servers = append(v.servers, raft.Server{ID: id, Address: raft.ServerAddress(c.address), Suffrage: raft.Nonvoter})
-	case changeMoved:
-		v.servers[at].Address = raft.ServerAddress(c.address)
 	case changeVotes:
 		v.servers[at].Suffrage = raft.Voter
 	case changeDemoted:

@@ -118,6 +118,9 @@ type Node struct {
 	term    term   // of leadership; watchLeadership's alone
 	joining joining
 
+	remembered []string // what peers.json has; sayHello's alone, as hellos
+	hellos     uint64
+
 	peerHandlers map[string]peerHandler // what peers may call
 	handlers     map[string]peerHandler // what they may ask, by the doors
 	handlerMu    sync.RWMutex
@@ -150,6 +153,7 @@ func Open(cfg Config) (*Node, error) {
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.roster.init()
 	n.process = rand.Text()
+	n.recallPeers()
 	n.net.Find(n.roster.where)
 	n.outbox.init(cfg.Dir.Boots())
 	n.requester.init(cfg.Dir.Boots())

@@ -130,6 +130,17 @@ func (r *roster) learn(list []known) {
 	}
 }
 
+// recall takes in places of an earlier start: anything that is heard is newer.
+func (r *roster) recall(list []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, address := range list[:min(len(list), knownMax)] {
+		if host, id := splitAddress(address); host != "" && len(host) <= helloBytesMax && nodeIDPattern.MatchString(string(id)) {
+			r.book[id] = place{address: address}
+		}
+	}
+}
+
 // known lists everybody's place.
 func (r *roster) known() []known {
 	r.mu.Lock()

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/esperd/esperd/events"
 )
 
@@ -80,7 +82,7 @@ func (n *Node) checkCopied(ctx context.Context, me, h hello) error {
 	}
 	before, known := n.roster.last(h.Node)
 	if !known {
-		s, member := server(n.members(), h.Node)
+		s, member := server(raft.Configuration{Servers: n.servers()}, h.Node)
 		if !member {
 			return nil
 		}

@@ -96,6 +96,11 @@ func TestWhereabouts(t *testing.T) {
 	r.learn([]known{{Address: "moved:1#" + string(b), Age: 1000}})
 	require.Equal(t, "moved:1#"+string(b), r.where(b))
 	require.Len(t, r.known(), 2)
+	c := events.NodeID(strings.Repeat("c", 32))
+	r.recall([]string{"before:1#" + string(c), "nonsense", "#" + string(c), "x:1#../.."})
+	require.Equal(t, "before:1#"+string(c), r.where(c))
+	r.learn([]known{{Address: "heard:1#" + string(c), Age: ^uint64(0)}})
+	require.Equal(t, "heard:1#"+string(c), r.where(c), "whatever is heard is newer")
 	var w whereabouts
 	require.Equal(t, "x:1#"+string(b), w.now("x:1#"+string(b)))
 	w.set(r.where)

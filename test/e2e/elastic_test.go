@@ -214,6 +214,45 @@ func TestElasticOverlap(t *testing.T) {
 	w.terminate()
 }
 
+// TestElasticFirstMissing: after a move, rank 0 does not come back at first; the
+// others find each other all the same.
+func TestElasticFirstMissing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the other tests are enough for the race detector")
+	}
+	t.Parallel()
+	w := startWorld(t, 3)
+	w.terminate()
+	w.again(w.nodes...)
+	var rounds []*load
+	w.trains(&rounds)
+	for _, n := range w.nodes {
+		eventually(t, "the others' places", func() error {
+			b, err := os.ReadFile(filepath.Join(n.dir, "peers.json"))
+			for _, other := range w.nodes {
+				if other != n && err == nil && !strings.Contains(string(b), "127.0.0.1:"+other.port+"#") {
+					err = fmt.Errorf("rank %d has %s", n.rank, b)
+				}
+			}
+			return err
+		})
+	}
+	w.killAll()
+	for _, n := range w.nodes[1:] {
+		n.start()
+	}
+	eventually(t, "a leader without rank 0", func() error {
+		s, err := w.nodes[2].state()
+		if err == nil && s.Leader == "" {
+			err = fmt.Errorf("none: %s", s.Problem)
+		}
+		return err
+	})
+	w.nodes[0].start()
+	w.trains(&rounds)
+	w.terminate()
+}
+
 // TestCopied: a data directory is started twice.
 func TestCopied(t *testing.T) {
 	if testing.Short() {
