@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -110,12 +111,20 @@ func TestGC(t *testing.T) {
 	require.Contains(t, out, "also holds checkpoints, which no esperd made")
 	require.DirExists(t, filepath.Join(state, "older"))
 
-	runs = gcJSON(t, home, "old", "young", "--older-than", "30d")
+	gcRemoves(t, home, state)
+	gcAfterTheEnd(t, home, state, live, atLive)
+}
+
+// gcRemoves goes on from there with --yes.
+func gcRemoves(t *testing.T, home, state string) {
+	t.Helper()
+	runs := gcJSON(t, home, "old", "young", "--older-than", "30d")
 	require.True(t, runs["old"].Chosen)
 	require.False(t, runs["young"].Chosen || runs["older"].Chosen)
 
-	status, _, errs := gc(t, home, "older", "gone", "--yes")
+	status, out, errs := gc(t, home, "older", "gone", "--yes")
 	require.Equal(t, exitFailure, status)
+	require.Empty(t, out)
 	require.Contains(t, errs, `no run "gone"`)
 	require.DirExists(t, filepath.Join(state, "older"), "a name that is wrong removes nothing")
 
@@ -132,7 +141,11 @@ func TestGC(t *testing.T) {
 	require.Equal(t, exitFailure, status)
 	require.Contains(t, errs, "run live was not removed: it is in use by process")
 	require.NoDirExists(t, filepath.Join(state, "young"))
+}
 
+// gcAfterTheEnd looks at a run whose esperd ends.
+func gcAfterTheEnd(t *testing.T, home, state string, live *exec.Cmd, atLive []string) {
+	t.Helper()
 	require.NoError(t, live.Process.Signal(syscall.SIGTERM))
 	require.NoError(t, live.Wait())
 	before := tree(t, filepath.Join(state, "live"))
