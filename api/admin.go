@@ -27,6 +27,8 @@ type State struct {
 	Durability   string        `json:"durability" enum:"durable,relaxed" doc:"relaxed: this node syncs neither log nor votes, so that a crash of its machine or a power loss may lose decisions which trainers have acted on"`
 	LogStore     string        `json:"log_store" enum:"boltdb,wal" doc:"how this node keeps the log on disk until a snapshot covers it"`
 	Problem      string        `json:"problem,omitempty" doc:"what keeps this node from serving"`
+	Rival        string        `json:"rival,omitempty" doc:"another log of this run that has a leader, too, and what to do"`
+	Evidence     []string      `json:"evidence,omitempty" doc:"directories with earlier histories that this node kept aside"`
 
 	Ancestors []events.Ancestor `json:"ancestors,omitempty" doc:"logs that this one continues, the latest last"`
 

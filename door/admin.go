@@ -72,7 +72,7 @@ func (s *Server) state() *api.State {
 	out := &api.State{Run: st.Run, Lineage: st.Lineage, Node: s.node, Rank: s.rank, World: s.world, Version: s.version,
 		Phase: string(st.Phase), Role: st.Role, Voter: st.Voter, Leader: st.Leader, Quorum: st.Leader != "",
 		Index: st.Index, Chain: st.Chain, Bookkeeping: head.Bookkeeping(), CompleteFrom: st.CompleteFrom,
-		Ancestors: head.Ancestors, Durability: st.Durability, LogStore: st.LogStore, Problem: st.Problem,
+		Ancestors: head.Ancestors, Durability: st.Durability, LogStore: st.LogStore, Problem: st.Problem, Rival: st.Rival, Evidence: st.Evidence,
 		Models: make([]api.Model, len(head.Models)), Requests: make([]api.PendingRequest, len(head.Requests))}
 	for i, r := range head.Requests {
 		out.Requests[i] = api.PendingRequest{Index: r.Index, Requested: r.Asked}

@@ -116,22 +116,22 @@ func (a *anchor) trouble() error {
 // for each follower, and once more to apply it.
 const logCacheEntries = 512
 
-// anchorLog wraps both stores; n.anchor and the returned one are what raft is
-// given.
-func (n *Node) anchorLog(stores *Stores) (raft.SnapshotStore, error) {
+// newAnchor wraps both stores: the anchor and the returned snapshots are what
+// raft is given.
+func newAnchor(stores *Stores, log *slog.Logger, done <-chan struct{}) (*anchor, raft.SnapshotStore, error) {
 	cached, err := raft.NewLogCache(logCacheEntries, stores.Log)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	n.anchor = &anchor{LogStore: cached, log: n.log, done: n.ctx.Done()}
+	a := &anchor{LogStore: cached, log: log, done: done}
 	list, err := stores.Snapshots.List()
 	if err != nil {
-		return nil, fmt.Errorf("listing raft snapshots: %w", err)
+		return nil, nil, fmt.Errorf("listing raft snapshots: %w", err)
 	}
 	if len(list) > 0 {
-		n.anchor.index, n.anchor.term = list[0].Index, list[0].Term
+		a.index, a.term = list[0].Index, list[0].Term
 	}
-	return anchoredSnapshots{stores.Snapshots, n.anchor}, nil
+	return a, anchoredSnapshots{stores.Snapshots, a}, nil
 }
 
 // dropCovered removes the entries up to the newest snapshot from the log, after

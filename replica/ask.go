@@ -30,6 +30,9 @@ type statusAnswer struct {
 	RaftLast uint64 `cbor:"5,keyasint,omitempty"` // last entry of its raft log, committed or not
 	Reports  uint64 `cbor:"6,keyasint,omitempty"` // of its own that are not in the log yet
 	Process  string `cbor:"7,keyasint,omitempty"` // as in hello
+
+	Lineage string        `cbor:"8,keyasint,omitempty"` // these two are absent from older nodes
+	Leader  events.NodeID `cbor:"9,keyasint,omitempty"` // empty: none known
 }
 
 func (n *Node) installHandlers() {
@@ -48,7 +51,9 @@ func (n *Node) installHandlers() {
 
 func (n *Node) onStatus(context.Context, []byte) (any, error) {
 	h, _ := n.machine.now()
-	return statusAnswer{Node: n.id, Rank: n.cfg.Rank, Index: h.index, Chain: h.chain, RaftLast: n.raft.LastIndex(), Reports: n.outbox.waiting(), Process: n.process}, nil
+	_, leader := n.raft.LeaderWithID()
+	return statusAnswer{Node: n.id, Rank: n.cfg.Rank, Index: h.index, Chain: h.chain, RaftLast: n.raft.LastIndex(), Reports: n.outbox.waiting(), Process: n.process,
+		Lineage: h.state.Lineage, Leader: events.NodeID(leader)}, nil
 }
 
 // Handle answers the questions that other nodes Ask under this name.

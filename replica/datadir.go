@@ -138,21 +138,32 @@ func (d *DataDir) newNode() (nodeFile, error) {
 				"restore the file from a backup, or move %s aside to start as a new node", d.Path(nodeFileName), d.Path(name), d.path)
 		}
 	}
-	var id [16]byte
-	if _, err := io.ReadFull(d.opts.Rand, id[:]); err != nil {
-		return nodeFile{}, fmt.Errorf("cannot draw a node id: %w", err)
+	id, err := drawID(d.opts.Rand)
+	if err != nil {
+		return nodeFile{}, err
 	}
-	return nodeFile{Format: nodeFormat, Node: events.NodeID(hex.EncodeToString(id[:])), Created: time.Now().UTC()}, nil
+	return nodeFile{Format: nodeFormat, Node: events.NodeID(id), Created: time.Now().UTC()}, nil
+}
+
+// drawID is a new node's id, or a new log's lineage.
+func drawID(r io.Reader) (string, error) {
+	var id [16]byte
+	if _, err := io.ReadFull(r, id[:]); err != nil {
+		return "", fmt.Errorf("cannot draw a random id: %w", err)
+	}
+	return hex.EncodeToString(id[:]), nil
 }
 
 // save replaces node.json in one step: a crash leaves the old or the new one.
-func (d *DataDir) save(f nodeFile) error {
+func (d *DataDir) save(f nodeFile) error { return saveNodeFile(d.path, f, !d.opts.NoFsync) }
+
+func saveNodeFile(dir string, f nodeFile, fsync bool) error {
 	b, err := json.MarshalIndent(f, "", "  ")
 	if err != nil {
 		return err
 	}
-	name := d.Path(nodeFileName)
-	if err := writeFileAtomic(name, append(b, '\n'), !d.opts.NoFsync); err != nil {
+	name := filepath.Join(dir, nodeFileName)
+	if err := writeFileAtomic(name, append(b, '\n'), fsync); err != nil {
 		return fmt.Errorf("cannot write %s: %w: make the data directory writable, or choose another --data-dir", name, err)
 	}
 	return nil

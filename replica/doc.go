@@ -12,6 +12,7 @@
 //
 //	hello.go          how a world comes together; roster.go remembers who is where
 //	welcome.go        who is let in, who has to wait, and who must end
+//	otherlog.go       ... and what becomes of a node whose run goes on elsewhere
 //	joining.go        what a node without a leader waits for; founding.go
 //	membership.go     admission, replaced and lost nodes, few voters: what is due
 //	leader.go         a leader does it, and hands leadership to rank 0's node
@@ -21,8 +22,9 @@
 //	backfill.go       missing history, from any peer, checked against the chain
 //	ask.go            questions to all nodes; draining
 //
+//	survive.go        a log goes on from what one node kept; inquire.go asks the others
 //	datadir.go        the directory's identity and lock; adopt.go moves one to another rank
-//	glance.go         and what it shows without its esperd
+//	glance.go         what it shows without its esperd; evidence.go sets it aside
 //	logstore.go       raft's log on disk, behind one constructor; boltdb
 //	walstore.go       raft-wal, and what it needs to be safe; waltail.go mends its end
 //	walnosync.go      raft-wal without fsync, for relaxed durability

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -29,8 +30,11 @@ func (n *Node) freshness() time.Duration { return 4 * n.cfg.Timing.Hello }
 func (n *Node) self() hello {
 	h, _ := n.machine.now()
 	id := n.identity(h.state)
+	if id.Lineage == "" { // its log is not applied yet, but it has one: it must not be taken for a new node
+		id.Run, id.Lineage = cmp.Or(n.cfg.Dir.Run(), id.Run), n.cfg.Dir.Lineage()
+	}
 	return hello{Node: n.id, Rank: id.Rank, World: id.World, Run: id.Run, Lineage: id.Lineage, Address: n.net.Addr(),
-		Host: id.Host, Version: events.Version, Index: h.index, Empty: n.empty, Process: n.process, Start: n.cfg.Start}
+		Host: id.Host, Version: events.Version, Index: h.index, Empty: n.empty, Process: n.process, Start: n.cfg.Start, Led: n.led()}
 }
 
 func (n *Node) sayHello() {
@@ -49,6 +53,7 @@ func (n *Node) sayHello() {
 func (n *Node) helloOnce() bool {
 	me := n.self()
 	n.roster.note(me)
+	n.greetOtherLogs(me)
 	if n.raft.State() == raft.Leader {
 		n.joining.led(me.Address)
 		n.rememberPeers()
@@ -144,6 +149,9 @@ func (n *Node) greet(me hello, address string) bool {
 	}
 	if w.Problem != "" && n.joining.complain(w.Problem) {
 		n.log.Warn("a peer sees a problem", "peer", address, "problem", w.Problem)
+	}
+	if n.meets(me, address, w) {
+		return false
 	}
 	n.roster.learn(w.Known)
 	n.roster.hint(w.Leader)

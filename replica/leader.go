@@ -74,7 +74,7 @@ func (n *Node) leaderStep() (bool, error) {
 // view is what this leader knows of the membership now.
 func (n *Node) view() *view {
 	now, s := time.Now(), n.State()
-	v := &view{self: n.id, servers: n.servers(), peers: n.roster.fresh(n.freshness()), nodes: s.Nodes, round: s.Round, index: s.Index,
+	v := &view{self: n.id, servers: n.servers(), peers: n.fellows(), nodes: s.Nodes, round: s.Round, index: s.Index,
 		replaced: n.freshness(), gone: n.cfg.Timing.Gone}
 	v.silent = func(id events.NodeID) time.Duration {
 		since := n.term.since

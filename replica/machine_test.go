@@ -101,20 +101,19 @@ func TestAnchorDropsWhatASnapshotCovers(t *testing.T) {
 	for i := uint64(1); i <= 7; i++ {
 		require.NoError(t, store.StoreLog(&raft.Log{Index: i, Term: 1}))
 	}
-	n := &Node{ctx: t.Context()}
-	snapshots, err := n.anchorLog(&Stores{Log: store, Snapshots: raft.NewInmemSnapshotStore()})
+	anchor, snapshots, err := newAnchor(&Stores{Log: store, Snapshots: raft.NewInmemSnapshotStore()}, discard, t.Context().Done())
 	require.NoError(t, err)
 	sink, err := snapshots.Create(1, 5, 3, raft.Configuration{}, 1, nil)
 	require.NoError(t, err)
 	require.NoError(t, sink.Close())
 
 	var l raft.Log
-	require.NoError(t, n.anchor.GetLog(5, &l))
+	require.NoError(t, anchor.GetLog(5, &l))
 	require.EqualValues(t, 3, l.Term, "a conflicting entry gives way to the snapshot's term")
-	require.NoError(t, n.anchor.dropCovered())
-	require.ErrorIs(t, n.anchor.GetLog(4, &l), raft.ErrLogNotFound)
-	require.NoError(t, n.anchor.GetLog(5, &l))
+	require.NoError(t, anchor.dropCovered())
+	require.ErrorIs(t, anchor.GetLog(4, &l), raft.ErrLogNotFound)
+	require.NoError(t, anchor.GetLog(5, &l))
 	require.EqualValues(t, 3, l.Term)
-	require.NoError(t, n.anchor.GetLog(6, &l))
+	require.NoError(t, anchor.GetLog(6, &l))
 	require.EqualValues(t, 1, l.Term)
 }

@@ -117,6 +117,10 @@ type Node struct {
 	process string // random, of this process: a copied directory has the same id
 	term    term   // of leadership; watchLeadership's alone
 	joining joining
+	others  others
+	opened  atomic.Bool // this node has opened a round since it started
+
+	evidence []string // directories that were set aside beside this one
 
 	remembered []string // what peers.json has; sayHello's alone, as hellos
 	hellos     uint64
@@ -151,6 +155,7 @@ func Open(cfg Config) (*Node, error) {
 	n := &Node{cfg: cfg, id: cfg.Dir.Node(), net: cfg.Network, deciding: make(chan struct{}, 1), handlers: map[string]peerHandler{}, gap: make(chan struct{}, 1)}
 	n.log = cfg.Logger.With("rank", cfg.Rank)
 	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.evidence = Evidence(cfg.Dir.Path(""))
 	n.roster.init()
 	n.process = rand.Text()
 	n.recallPeers()
@@ -186,8 +191,8 @@ func (n *Node) start() error {
 	n.machine.rebased = n.onRebased
 	n.nudge = newNudger(n.net.Transport(), raft.ServerID(n.id), raft.ServerAddress(n.net.Addr()), n.log, time.Millisecond)
 
-	snapshots, err := n.anchorLog(stores)
-	if err != nil {
+	var snapshots raft.SnapshotStore
+	if n.anchor, snapshots, err = newAnchor(stores, n.log, n.ctx.Done()); err != nil {
 		return err
 	}
 	conf := n.raftConfig()
@@ -302,6 +307,8 @@ func (n *Node) Status() Status {
 		HistoryLag:   n.history.Lag().Records,
 		Durability:   n.cfg.Durability,
 		LogStore:     n.logStore,
+		Rival:        n.others.rival(),
+		Evidence:     n.evidence,
 		RaftStats:    n.raft.Stats(),
 	}
 	for _, trouble := range []func() error{n.history.Err, n.anchor.trouble} {

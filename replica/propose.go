@@ -84,31 +84,11 @@ func (n *Node) mayDecide(k events.Key) error {
 	return nil
 }
 
-// propose writes one entry that was decided on s. The entry is applied to a
-// copy first, so that none which cannot be applied enters the log.
+// propose writes one entry that was decided on s.
 func (n *Node) propose(ctx context.Context, s *fsm.State, e *events.Entry) (uint64, error) {
-	e.Version = events.VersionOf(e)
-	if known := entryVersion(s); e.Version > known {
-		return 0, errorf(events.CodeConfigMismatch, "this %s needs log format %d, but %s knows only format %d: upgrade esperd on that node", e.Kind, e.Version, oldestNode(s), known)
-	}
-	e.Node, e.Round, e.Predecessor = n.id, s.Round.Number, s.Index
-	e.Bookkeeping = s.Bookkeeping()
-	if e.Key != nil {
-		e.Lifecycle = s.Lifecycle(e.Key.Model)
-	}
-	e.Time = time.Now().UnixNano()
-	b, err := events.Encode(e)
+	b, err := seal(s, n.id, e)
 	if err != nil {
-		return 0, fmt.Errorf("encoding a %s entry: %w", e.Kind, err)
-	}
-	copied, err := events.Decode(b)
-	if err != nil {
-		return 0, fmt.Errorf("a %s entry does not decode again: %w", e.Kind, err)
-	}
-	if _, out, err := fsm.Apply(s, copied); err != nil {
-		return 0, fmt.Errorf("a %s entry cannot be applied: %w", e.Kind, err)
-	} else if out.Refused != "" {
-		return 0, fmt.Errorf("a %s entry would be refused: %s", e.Kind, out.Refused)
+		return 0, err
 	}
 	f := n.raft.Apply(b, enqueueTimeout)
 	if err := f.Error(); err != nil {
@@ -120,6 +100,35 @@ func (n *Node) propose(ctx context.Context, s *fsm.State, e *events.Entry) (uint
 		return 0, errRetry
 	}
 	return res.index, nil
+}
+
+// seal completes an entry that a node decided on s, and encodes it. The entry is
+// applied to a copy first, so that none which cannot be applied enters the log.
+func seal(s *fsm.State, node events.NodeID, e *events.Entry) ([]byte, error) {
+	e.Version = events.VersionOf(e)
+	if known := entryVersion(s); e.Version > known && e.Kind != events.KindRecover { // all nodes of before are gone with it
+		return nil, errorf(events.CodeConfigMismatch, "this %s needs log format %d, but %s knows only format %d: upgrade esperd on that node", e.Kind, e.Version, oldestNode(s), known)
+	}
+	e.Node, e.Round, e.Predecessor = node, s.Round.Number, s.Index
+	e.Bookkeeping = s.Bookkeeping()
+	if e.Key != nil {
+		e.Lifecycle = s.Lifecycle(e.Key.Model)
+	}
+	e.Time = time.Now().UnixNano()
+	b, err := events.Encode(e)
+	if err != nil {
+		return nil, fmt.Errorf("encoding a %s entry: %w", e.Kind, err)
+	}
+	copied, err := events.Decode(b)
+	if err != nil {
+		return nil, fmt.Errorf("a %s entry does not decode again: %w", e.Kind, err)
+	}
+	if _, out, err := fsm.Apply(s, copied); err != nil {
+		return nil, fmt.Errorf("a %s entry cannot be applied: %w", e.Kind, err)
+	} else if out.Refused != "" {
+		return nil, fmt.Errorf("a %s entry would be refused: %s", e.Kind, out.Refused)
+	}
+	return b, nil
 }
 
 // entryVersion is the newest that every node of the log can read.

@@ -27,6 +27,7 @@ type hello struct {
 	Process string `cbor:"11,keyasint,omitempty"` // random, of its process
 	Start   string `cbor:"12,keyasint,omitempty"` // of the job, as Config.Start
 	Seeks   bool   `cbor:"13,keyasint,omitempty"` // it knows no leader, and wants to hear of others
+	Led     bool   `cbor:"14,keyasint,omitempty"` // its log has a leader
 }
 
 const (
@@ -67,6 +68,8 @@ type welcome struct {
 
 	Problem string  `cbor:"4,keyasint,omitempty"` // with what the hello said, for people
 	Known   []known `cbor:"5,keyasint,omitempty"` // for who seeks
+
+	Ancestors []string `cbor:"6,keyasint,omitempty"` // lineages that its log continues; for strangers
 }
 
 // known is where a node was when it was last heard of, for others to find it.
@@ -108,7 +111,7 @@ func (r *roster) note(h hello) {
 	r.peers[h.Node] = peer{hello: h, seen: now}
 	r.book[h.Node] = place{h.Address, now}
 	r.mu.Unlock()
-	before.Index, before.Seeks = h.Index, h.Seeks
+	before.Index, before.Seeks, before.Led = h.Index, h.Seeks, h.Led
 	if before != h {
 		r.poke()
 	}

@@ -145,6 +145,7 @@ func (n *Node) openRound(ctx context.Context, ranks []registration) error {
 			}
 			ev.Members = append(ev.Members, events.Member{Rank: r.Rank, Node: r.Node, Incarnation: r.Incarnation, Mode: r.Mode})
 		}
+		n.opened.Store(true)
 		n.log.Info("opening a round", "round", ev.Round, "fingerprint", ev.Fingerprint)
 		return &events.Entry{Kind: events.KindRound, Events: []events.Event{{RoundOpened: ev}}}, nil
 	})

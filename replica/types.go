@@ -52,6 +52,9 @@ type Status struct {
 	Durability   string // "durable" or "relaxed"
 	LogStore     string // "boltdb" or "wal"; empty in simulated clusters
 	RaftStats    map[string]string
+
+	Rival    string   // another log of the run that is led, too, for people
+	Evidence []string // earlier histories that were kept aside from this directory
 }
 
 // Answer is one node's answer to a question that was put to all.

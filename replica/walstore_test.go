@@ -120,11 +120,9 @@ type raftsView struct {
 
 func (v *raftsView) open(t require.TestingT, ctxOf *testing.T) {
 	v.store, v.stable, v.closer = openSmall(t, v.kind, v.dir)
-	n := &Node{ctx: ctxOf.Context(), log: discard}
 	var err error
-	v.snapshots, err = n.anchorLog(&Stores{Log: v.store, Snapshots: v.kept})
+	v.anchor, v.snapshots, err = newAnchor(&Stores{Log: v.store, Snapshots: v.kept}, discard, ctxOf.Context().Done())
 	require.NoError(t, err)
-	v.anchor = n.anchor
 }
 
 func (v *raftsView) snapshot(t require.TestingT, index, term uint64) {

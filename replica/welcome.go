@@ -26,6 +26,9 @@ func (n *Node) onHello(ctx context.Context, req []byte) (any, error) {
 	if err := contradiction(me, h); err != nil {
 		return nil, err
 	}
+	if strange(me, h) {
+		return n.onStranger(me, h)
+	}
 	if err := n.checkCopied(ctx, me, h); err != nil {
 		return nil, err
 	}
@@ -55,8 +58,6 @@ func contradiction(me, h hello) error {
 	switch {
 	case me.Run != "" && h.Run != "" && me.Run != h.Run:
 		return errorf(events.CodeConfigMismatch, "run id: node %s (rank %d) has %q, node %s (rank %d) has %q; give every rank the same --run-id, and each run its own data directories", me.Node, me.Rank, me.Run, h.Node, h.Rank, h.Run)
-	case me.Lineage != "" && h.Lineage != "" && me.Lineage != h.Lineage:
-		return errorf(events.CodeConfigMismatch, "lineage: node %s (rank %d) is part of log %s, node %s (rank %d) of log %s; move the data directory of the wrong one aside", me.Node, me.Rank, me.Lineage, h.Node, h.Rank, h.Lineage)
 	case h.Lineage != "" || sameStart(me, h):
 		return nil
 	case founding && (me.Start == h.Start || me.Start == "" || h.Start == ""):
