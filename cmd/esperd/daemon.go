@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/esperd/esperd/door"
@@ -23,9 +24,16 @@ const adminAddrName = "admin.addr"
 
 // daemon is a running esperd: its data directory, its node and its doors.
 type daemon struct {
-	cfg      Config
-	base     *slog.Logger // for those who add the rank themselves
-	log      *slog.Logger
+	cfg  Config
+	base *slog.Logger // for those who add the rank themselves
+	log  *slog.Logger
+
+	watching sync.WaitGroup
+	stopping chan struct{} // closed when close begins
+	over     chan struct{} // closed when the node has failed for good
+	cause    error         // why, after over
+
+	mu       sync.Mutex // what follows is replaced by rejoin
 	dir      *replica.DataDir
 	node     *replica.Node
 	doors    *door.Server
@@ -36,7 +44,7 @@ type daemon struct {
 // openDaemon starts everything, in the order in which one needs the other. What
 // it started is closed again when a later step fails.
 func openDaemon(cfg Config, base *slog.Logger) (_ *daemon, err error) {
-	d := &daemon{cfg: cfg, base: base, log: base.With("rank", cfg.Rank)}
+	d := &daemon{cfg: cfg, base: base, log: base.With("rank", cfg.Rank), stopping: make(chan struct{}), over: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			at, cancel := context.WithCancel(context.Background())
@@ -57,24 +65,33 @@ func openDaemon(cfg Config, base *slog.Logger) (_ *daemon, err error) {
 	if d.token, err = readToken(cfg.TokenFile); err != nil {
 		return d, err
 	}
-	if cfg.SocketDir {
-		if err := ownSocketDir(filepath.Dir(cfg.Socket)); err != nil {
-			return d, err
+	adopt(&d.cfg, d.log)
+	if err := d.open(security); err != nil {
+		return d, err
+	}
+	d.watching.Go(func() { d.watch(security) })
+	return d, nil
+}
+
+// open opens the data directory, the node and its doors.
+func (d *daemon) open(security *replica.PeerSecurity) (err error) {
+	if d.cfg.SocketDir {
+		if err := ownSocketDir(filepath.Dir(d.cfg.Socket)); err != nil {
+			return err
 		}
 	}
-	adopt(&d.cfg, d.log)
-	if d.dir, err = replica.OpenDataDir(cfg.DataDir, replica.DataDirOptions{}); err != nil {
-		return d, d.ownRun(err)
+	if d.dir, err = replica.OpenDataDir(d.cfg.DataDir, replica.DataDirOptions{}); err != nil {
+		return d.ownRun(err)
 	}
-	if cfg.World == 1 {
+	if d.cfg.World == 1 {
 		if security, err = d.alone(security); err != nil {
-			return d, err
+			return err
 		}
 	}
 	if err := d.openNode(security); err != nil {
-		return d, err
+		return err
 	}
-	return d, d.openDoors()
+	return d.openDoors()
 }
 
 // ownRun says what jobs without a run id share.
@@ -175,18 +192,25 @@ func outwardHost(c *Config) string {
 // runID is the run's, as far as it is known: the log's own is known once the
 // node is part of it.
 func (d *daemon) runID() string {
-	if run := d.node.Status().Run; run != "" {
-		return run
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.run()
+}
+
+// run is runID with d.mu held.
+func (d *daemon) run() string {
+	if d.node != nil {
+		if run := d.node.Status().Run; run != "" {
+			return run
+		}
 	}
 	return d.cfg.Run
 }
 
 // failed is closed when the daemon cannot go on.
-func (d *daemon) failed() <-chan struct{} { return d.node.Failed() }
+func (d *daemon) failed() <-chan struct{} { return d.over }
 
-func (d *daemon) failure() error {
-	return fmt.Errorf("this node cannot go on: %s", d.node.Status().Problem)
-}
+func (d *daemon) failure() error { return fmt.Errorf("this node cannot go on: %w", d.cause) }
 
 // failureMax is how long the log may take to hear that the trainer failed.
 const failureMax = 2 * time.Second
@@ -195,12 +219,23 @@ const failureMax = 2 * time.Second
 func (d *daemon) trainerFailed(how string) {
 	ctx, cancel := context.WithTimeout(context.Background(), failureMax)
 	defer cancel()
-	d.doors.TrainerFailed(ctx, how)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.doors != nil {
+		d.doors.TrainerFailed(ctx, how)
+	}
 }
 
 // close stops taking calls, lets every live node catch up for as long as ctx
 // lasts, and leaves everything on disk. It closes what openDaemon got to.
 func (d *daemon) close(ctx context.Context) error {
+	close(d.stopping)
+	d.watching.Wait()
+	return d.shut(ctx)
+}
+
+// shut is the opposite of open.
+func (d *daemon) shut(ctx context.Context) error {
 	var errs []error
 	if d.doors != nil {
 		if err := d.doors.Close(ctx); err != nil && !errors.Is(err, context.Canceled) {

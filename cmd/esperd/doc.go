@@ -9,8 +9,10 @@
 //	config_socket.go  ... its socket's path
 //	adopt.go          the data directory of a rank that this host has no more
 //	daemon.go         a node with its doors, opened and closed in order
+//	rejoin.go         ... and again, where the run goes on as another log
 //	run.go, exec.go   a daemon alone, and with a command
 //	exec_linux.go     ... which ends with it, exec_other.go: or does not
+//	recover.go        recover; tables_recover.go: and what people see of it
 //	token.go          who may make requests at the admin door
 //	target.go         which esperd the commands that look ask
 //	view.go           status, slots, ranks

@@ -29,6 +29,7 @@ type cli struct {
 	Ranks   ranksCmd   `cmd:"" help:"Show every rank: where it is and what it waits for."`
 	Events  eventsCmd  `cmd:"" help:"Show the log, an entry a line."`
 	Request requestCmd `cmd:"" help:"Ask for something at a model's next fence."`
+	Recover recoverCmd `cmd:"" help:"Continue a run whose quorum is lost from a data directory that is left."`
 	GC      gcCmd      `cmd:"" name:"gc" help:"List the runs on this machine, and remove old ones."`
 	Version versionCmd `cmd:"" help:"Show the version."`
 }

@@ -39,8 +39,13 @@ func (c *runCmd) Run(a *app) error {
 
 // announce is the one line that says what this process is.
 func (d *daemon) announce() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.node == nil {
+		return // it is being opened again
+	}
 	c := &d.cfg
-	attrs := []any{"world_size", c.World, "run_id", d.runID(), "node", d.node.ID(), "version", thisVersion().Esperd,
+	attrs := []any{"world_size", c.World, "run_id", d.run(), "node", d.node.ID(), "version", thisVersion().Esperd,
 		"data_dir", c.DataDir, "socket", c.Socket, "admin", d.adminURL, "peers", d.node.Status().Address, "join", c.Join,
 		"log_store", d.node.Status().LogStore, "durability", c.Durability, "decision_timeout", c.Timeout.String(), "processors", runtime.GOMAXPROCS(0), "pid", os.Getpid()}
 	if c.LocalRank != "" {

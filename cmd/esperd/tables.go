@@ -84,6 +84,12 @@ func statusTable(w io.Writer, s *api.State, ranks []api.Rank) error {
 		if s.Problem != "" && s.Phase != "joining" {
 			row("problem", s.Problem)
 		}
+		if s.Rival != "" {
+			row("ANOTHER LOG", s.Rival)
+		}
+		for _, dir := range s.Evidence {
+			row("evidence", "an earlier history of this rank is kept at "+dir)
+		}
 		row("round", roundText(s.Round))
 		for _, m := range s.Models {
 			row("model", modelText(&m))
