@@ -18,6 +18,7 @@
 //	relaxed_test.go     relaxed durability, which is for killed processes too
 //	upgrade_test.go     another build of esperd, one rank at a time
 //	emptydisk_test.go   nodes that come back with an empty disk
+//	recover_test.go     esperd recover, and nodes that return with another history
 //	badinput_test.go    the list of bad input, and a trainer that writes its own requests
 //	calls_test.go       bad input in a trainer's calls
 //	refused_test.go     settings with which esperd does not start
