@@ -38,7 +38,11 @@ var faults = []func(*schedule, *host){
 }
 
 func (s *schedule) play() {
-	for range 3 + s.r.IntN(6) {
+	lost := s.r.IntN(16)
+	for i := range 3 + s.r.IntN(6) {
+		if i == lost {
+			s.loseQuorum()
+		}
 		s.pause(4000)
 		job := s.w.job()
 		h := job[s.r.IntN(len(job))]
