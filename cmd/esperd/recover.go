@@ -38,10 +38,9 @@ type recoverCmd struct {
 func (*recoverCmd) Help() string {
 	return `For a run that has lost its quorum: the disks of so many voters are gone that the rest can decide nothing. What is left is verified, and the run goes on from the best of it, under a new lineage.
 
-1. Stop the esperds of the directories that are left.
-2. esperd recover DIR...        says what would be kept and lost; changes nothing
-3. esperd recover --yes DIR...  does it
-4. Start the job as always. The recovered directory's node leads; all others, also those with an old directory, join it as new nodes.
+Stop the esperds of the directories that are left. "esperd recover DIR..." then says what would be kept and lost, and changes nothing; "esperd recover --yes DIR..." does it.
+
+Then start the job as always. The recovered directory's node leads; all others, also those with an old directory, join it as new nodes.
 
 Name all directories that this machine can read: the most complete one is chosen. The old directory is kept as it was, as DIR.evidence-N. A run of which a majority of the voters can answer, or start, is refused: it needs no recovery. Where no directory is left, start all ranks with empty ones and resume a checkpoint's mark.`
 }
