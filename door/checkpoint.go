@@ -3,6 +3,7 @@ package door
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -123,5 +124,14 @@ func resumeArgs(mark []byte) (args fsm.Resume, why string) {
 	if err != nil {
 		return fsm.Resume{Sum: events.SumOf(mark)}, err.Error()
 	}
+	if len(mark) > entryRecordMax { // whose record may be longer than an entry, which is known before anybody waits
+		if record, err := events.Marshal(&m.Record); err != nil || len(record) > entryRecordMax {
+			return fsm.Resume{Sum: sum}, fmt.Sprintf("a mark with a record of %d bytes, expected at most %d: use fewer slots", len(record), entryRecordMax)
+		}
+	}
 	return fsm.Resume{Mark: m, Sum: sum}, ""
 }
+
+// entryRecordMax is how long a mark's record may be, so that an entry has room
+// for it and for what was observed.
+const entryRecordMax = events.MaxEntryBytes - api.BodyBytesMax/2
