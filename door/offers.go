@@ -28,7 +28,8 @@ const (
 
 // offer is the mark that one rank's trainer brings to a resume. It is asked for by
 // rank 0, and stays until the trainer is answered; that of a mark which cannot be
-// read, whose trainer is answered at once, until its next call.
+// read, whose trainer is answered at once unless it is rank 0's, until its next
+// call.
 type offer struct {
 	ID   string     `json:"id"` // random: of two tries of one trainer, each has its own
 	Rank uint64     `json:"rank"`
@@ -191,24 +192,13 @@ func (v *verdicts) about(id string, telling bool) *api.Problem {
 	return nil
 }
 
-// answerVerdict tells another rank what became of its offer. Where rank 0's own
-// mark cannot be read, its trainer has been answered and gathers nothing: that is
-// the verdict for all who ask.
+// answerVerdict tells another rank what became of its offer.
 func (s *Server) answerVerdict(_ context.Context, question []byte) (any, error) {
 	var theirs offer
 	if err := fromPeer(question, &theirs); err != nil {
 		return nil, err
 	}
-	p := s.verdicts.about(theirs.ID, true)
-	if ses := s.sessions.served(); p == nil && s.rank == 0 && ses != nil {
-		if t, none := ses.opened(theirs.Key.Model); none == nil && t.round == theirs.Key.Round {
-			if own := t.offer.Load(); own != nil && own.Reason != "" && theirs.meets(own.Key) {
-				p = disagreeing([]*offer{own, &theirs})
-				s.verdicts.pass(p, []*offer{&theirs}, &theirs)
-			}
-		}
-	}
-	return json.Marshal(p)
+	return json.Marshal(s.verdicts.about(theirs.ID, true))
 }
 
 // verdictOn asks rank 0's node what became of an offer; nil: nothing yet.

@@ -34,7 +34,7 @@ func (e *concludedError) Error() string { return e.problem.Detail }
 func (s *Server) resumeHere(ctx context.Context, t *track, c fsm.Call, why string) (*matched, *api.Problem) {
 	args := c.Args.(fsm.Resume)
 	own := t.offerOf(s.rank, c.Key, c.Site, args.Mark, args.Sum, why)
-	if why != "" { // rank 0 finds the offer where it is
+	if why != "" && s.rank != 0 { // rank 0, which ends each try for all, finds the offer where it is
 		return nil, unreadable(own)
 	}
 	bring := s.bring

@@ -176,9 +176,14 @@ func TestBytesThatAreNoMark(t *testing.T) {
 			j.stepped(all, 0)
 			mark := j.marked(all)
 			head := j.head(0)
-			bad := all[rank].resume(mark[:len(mark)-1]) // alone: it waits for nobody
-			p := bad.refused(t, events.CodeMarkMismatch)
-			require.Contains(t, p.Detail, fmt.Sprintf("rank %d brought not a mark that can be resumed: its ", rank))
+			bad := later(func() reply { return all[rank].resume(mark[:len(mark)-1]) })
+			told := func() {
+				t.Helper()
+				require.Contains(t, (<-bad).refused(t, events.CodeMarkMismatch).Detail, fmt.Sprintf("rank %d brought not a mark that can be resumed: its ", rank))
+			}
+			if rank != 0 { // it waits for nobody
+				told()
+			}
 			var others []*trainer
 			for _, tr := range all {
 				if tr.rank != rank {
@@ -190,8 +195,19 @@ func TestBytesThatAreNoMark(t *testing.T) {
 				require.Contains(t, p.Detail, fmt.Sprintf("rank %d brought not a mark", rank))
 				require.Contains(t, p.Detail, "brought the mark of epoch 0")
 			}
+			if rank == 0 {
+				told()
+			}
 			require.Equal(t, head, j.head(0))
+			for range 3 { // whoever comes first, each try is one for all
+				for i, a := range each(all, func(tr *trainer) reply { return tr.resume(mark[:9*tr.rank]) }) {
+					require.Contains(t, a.refused(t, events.CodeMarkMismatch).Detail, fmt.Sprintf("rank %d brought not a mark", i))
+				}
+			}
 			j.fenced(all, resumed(mark))
+			if rank == 0 {
+				return
+			}
 			for _, bad := range []any{nil, "", "not base64", "bm8gbWFyaw=="} {
 				all[rank].makes("/v1/resume", members{"mark": bad}).refused(t, events.CodeMarkMismatch)
 			}
