@@ -78,6 +78,7 @@ type checker struct {
 	size     int64
 	pageSize int64
 	deep     bool
+	whole    bool     // look at every page: leaves of records only for what kind they are, and no page may be lost
 	high     uint64   // pages in use are below
 	used     []uint64 // a bit a page
 }
@@ -104,7 +105,20 @@ func (c *checker) check() (torn bool, err error) {
 	if err := c.tree(root, 0, true, c.rootLeaf); err != nil {
 		return false, err
 	}
-	return torn, c.freelist(freelist)
+	if err := c.freelist(freelist); err != nil {
+		return torn, err
+	}
+	return torn, c.lost()
+}
+
+// lost checks that every page is in use or free.
+func (c *checker) lost() error {
+	for id := uint64(2); c.whole && id < c.high; id++ {
+		if c.used[id/64]&(1<<(id%64)) == 0 {
+			return fmt.Errorf("page %d is neither used nor free", id)
+		}
+	}
+	return nil
 }
 
 // metas reads the two header pages; the valid one of the later transaction
@@ -172,11 +186,26 @@ func (c *checker) read(id uint64) (page, error) {
 
 // isLeaf reads no more than what kind of page it is.
 func (c *checker) isLeaf(id uint64) (bool, error) {
-	head := make([]byte, pageHeader)
-	if _, err := c.f.ReadAt(head, int64(id)*c.pageSize); err != nil {
+	var head [pageHeader]byte
+	if _, err := c.f.ReadAt(head[:], int64(id)*c.pageSize); err != nil {
 		return false, fmt.Errorf("page %d: %w", id, err)
 	}
 	return native.Uint16(head[8:]) == pageLeaf, nil
+}
+
+// outline checks a claimed leaf but for its content.
+func (c *checker) outline(id uint64) error {
+	var head [pageHeader]byte
+	if _, err := c.f.ReadAt(head[:], int64(id)*c.pageSize); err != nil {
+		return fmt.Errorf("page %d: %w", id, err)
+	}
+	if native.Uint64(head[:]) != id || native.Uint16(head[8:]) != pageLeaf {
+		return fmt.Errorf("page %d is not the leaf that is expected", id)
+	}
+	if overflow := uint64(native.Uint32(head[12:])); overflow > 0 {
+		return c.claim(id+1, overflow)
+	}
+	return nil
 }
 
 // tree checks the pages from id down. all: look into every leaf, else into the
@@ -240,7 +269,13 @@ func (c *checker) branch(p page, depth int, all bool, leaf func(page) error) err
 			return err
 		}
 		if onLeaves {
-			children = children[len(children)-1:]
+			rest := len(children) - 1
+			for i := 0; c.whole && i < rest; i++ {
+				if err := c.outline(children[i]); err != nil {
+					return err
+				}
+			}
+			children = children[rest:]
 		}
 	}
 	for _, id := range children {

@@ -171,6 +171,23 @@ func (h *History) chainAt(tx *bbolt.Tx, index uint64) (Digest, error) {
 	return Digest{}, h.missing(tx, index+1) // whoever asks for entry index+1 cannot have it
 }
 
+// ChainAt returns the link of the entry at index, also where that is the last
+// one of a gap. The error wraps ErrNotFound, or is a *CorruptError.
+func (h *History) ChainAt(index uint64) (Digest, error) {
+	h.mu.RLock()
+	if at := index - h.written - 1; index > h.written && at < uint64(len(h.tail)) {
+		defer h.mu.RUnlock()
+		return h.tail[at].Chain, nil
+	}
+	h.mu.RUnlock()
+	var out Digest
+	err := h.view(func(tx *bbolt.Tx) (err error) {
+		out, err = h.chainAt(tx, index)
+		return err
+	})
+	return out, err
+}
+
 // missing says why there is no record at index: it is in a gap, or lost.
 func (h *History) missing(tx *bbolt.Tx, index uint64) error {
 	k, v := tx.Bucket(bucketGaps).Cursor().Seek(indexKey(index))
