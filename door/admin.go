@@ -54,6 +54,7 @@ func (s *Server) adminDoor(a huma.API) {
 		return s.healthy(), nil
 	})
 	s.eventsOperation(a)
+	s.recordsOperations(a)
 }
 
 func get[I, O any](a huma.API, id, path, summary string, read func(context.Context, *I) (*O, error)) {

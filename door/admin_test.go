@@ -263,7 +263,7 @@ func TestTheDocumentNamesEveryPath(t *testing.T) {
 		want["/v1/slots/{slot}/"+op] = "post"
 	}
 	for _, path := range []string{"/v1/state", "/v1/slots", "/v1/slots/{slot}", "/v1/ranks", "/v1/arrivals", "/v1/events",
-		"/v1/divergences", "/healthz", "/readyz", "/metrics", "/openapi.json"} {
+		"/v1/divergences", "/v1/chain", "/v1/records", "/healthz", "/readyz", "/metrics", "/openapi.json"} {
 		want[path] = "get"
 	}
 	require.Len(t, doc.Paths, len(want))

@@ -20,6 +20,11 @@ type Replica interface {
 
 	// Entry reads one entry of the history, decoded, with its place.
 	Entry(index uint64) (*events.Entry, events.Record, error)
+	// Records calls fn with the records from..to of the history, each checked
+	// against the chain. ChainAt returns the link after an entry, also the last
+	// one before the history begins here.
+	Records(from, to uint64, fn func(events.Record) error) error
+	ChainAt(index uint64) (events.Digest, error)
 	// Find returns the index of the entry of a numbered call, false while it is
 	// not applied here.
 	Find(id events.CallID) (uint64, bool, error)

@@ -264,6 +264,15 @@ func (n *Node) Entry(index uint64) (*events.Entry, events.Record, error) {
 	return e, rec, err
 }
 
+// Records calls fn with the records from..to of the history, each checked
+// against the chain; ChainAt returns the link after an entry.
+func (n *Node) Records(from, to uint64, fn func(events.Record) error) error {
+	return n.history.Range(from, to, fn)
+}
+
+// ChainAt is described at Records.
+func (n *Node) ChainAt(index uint64) (events.Digest, error) { return n.history.ChainAt(index) }
+
 // Find returns the index of a numbered call's entry, false while it is not
 // applied here. A call from before the history is complete is unavailable.
 func (n *Node) Find(id events.CallID) (uint64, bool, error) {

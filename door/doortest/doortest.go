@@ -227,6 +227,29 @@ func (n *Node) Entry(index uint64) (*events.Entry, events.Record, error) {
 	return n.log.entries[index-1], n.log.records[index-1], nil
 }
 
+// Records implements door.Replica.
+func (n *Node) Records(from, to uint64, fn func(events.Record) error) error {
+	for i := from; i <= min(to, n.State().Index); i++ {
+		_, r, err := n.Entry(i)
+		if err == nil {
+			err = fn(r)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ChainAt implements door.Replica.
+func (n *Node) ChainAt(index uint64) (events.Digest, error) {
+	if index == 0 {
+		return events.Digest{}, nil
+	}
+	_, r, err := n.Entry(index)
+	return r.Chain, err
+}
+
 // Find implements door.Replica.
 func (n *Node) Find(id events.CallID) (uint64, bool, error) {
 	n.log.mu.Lock()
