@@ -13,10 +13,12 @@ import (
 const eventsPage = 1000
 
 type eventsCmd struct {
+	Place string `arg:"" optional:"" help:"Data directory, exported log or admin URL to read, also of an esperd that has ended; absent: ask an esperd."`
 	targetFlags
 	From   uint64 `placeholder:"INDEX" help:"First entry; absent: where the node's history begins."`
 	Limit  uint64 `placeholder:"N" help:"Stop after N entries; absent: at the end of the log."`
-	Follow bool   `short:"f" help:"Go on with new entries as they come."`
+	Follow bool   `short:"f" xor:"how" help:"Go on with new entries as they come."`
+	Export string `xor:"how" placeholder:"FILE.jsonl" help:"Write the log of PLACE with its chain to a file, which audit, replay and events read; - is stdout."`
 }
 
 // Help says more than the flags do.
@@ -30,6 +32,9 @@ var errEnough = errors.New("enough")
 func (c *eventsCmd) Run(a *app) error {
 	ctx, cancel := a.stopped()
 	defer cancel()
+	if c.Export != "" || c.Place != "" {
+		return c.readPlace(ctx, a)
+	}
 	err := c.askFor(ctx, a, func(ctx context.Context, admin *client.Admin, _ target) error {
 		shown := uint64(0)
 		show := func(e api.Entry) error {

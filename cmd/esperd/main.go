@@ -27,7 +27,9 @@ type cli struct {
 	Status  statusCmd  `cmd:"" help:"Show what a node knows."`
 	Slots   slotsCmd   `cmd:"" help:"Show a model's slots."`
 	Ranks   ranksCmd   `cmd:"" help:"Show every rank: where it is and what it waits for."`
-	Events  eventsCmd  `cmd:"" help:"Show the log, an entry a line."`
+	Events  eventsCmd  `cmd:"" help:"Show the log, an entry a line, or export it."`
+	Audit   auditCmd   `cmd:"" help:"Verify the logs of ranks, and find where they differ."`
+	Replay  replayCmd  `cmd:"" help:"Show the state at any entry of a log, or check that this build still reaches it."`
 	Request requestCmd `cmd:"" help:"Ask for something at a model's next fence."`
 	Recover recoverCmd `cmd:"" help:"Continue a run whose quorum is lost from a data directory that is left."`
 	GC      gcCmd      `cmd:"" name:"gc" help:"List the runs on this machine, and remove old ones."`

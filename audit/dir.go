@@ -1,0 +1,123 @@
+package audit
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/esperd/esperd/events"
+)
+
+// dirPlace is a data directory, or its history.db alone.
+type dirPlace struct {
+	about  About
+	reader *events.Reader
+	images []events.Image // read before the records, which they never precede on disk
+	bad    error          // of the images
+}
+
+const historyName = "history.db"
+
+// openDir reads a data directory and takes no lock there.
+func openDir(dir string) (Place, error) {
+	about := About{Place: dir, Kind: "directory"}
+	node, err := os.ReadFile(filepath.Join(dir, "node.json"))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Stat(filepath.Join(dir, historyName)); err != nil {
+			return nil, fmt.Errorf("%s is no data directory: it has neither node.json nor %s: %w", dir, historyName, ErrNoPlace)
+		}
+	case err != nil:
+		return nil, err
+	default:
+		if err := about.readNode(node); err != nil {
+			return nil, fmt.Errorf("%s: %w", filepath.Join(dir, "node.json"), err)
+		}
+	}
+	return openHistory(filepath.Join(dir, historyName), about)
+}
+
+// nodeFormat is the newest format of node.json that is read.
+const nodeFormat = 1
+
+func (a *About) readNode(b []byte) error {
+	var f struct {
+		Format  int           `json:"format"`
+		Node    events.NodeID `json:"node"`
+		Run     string        `json:"run"`
+		Lineage string        `json:"lineage"`
+	}
+	if err := json.Unmarshal(b, &f); err != nil {
+		return fmt.Errorf("expected a JSON object: %w", err)
+	}
+	if f.Format > nodeFormat {
+		return fmt.Errorf("format %d is newer than the %d that this esperd knows: audit with the esperd that wrote it, or a newer one", f.Format, nodeFormat)
+	}
+	a.Node, a.Run, a.Lineage = f.Node, f.Run, f.Lineage
+	return nil
+}
+
+func openHistory(path string, about About) (Place, error) {
+	about.Live = isOpen(path) // before the extent: what is appended then is seen
+	reader, err := events.OpenReader(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s has no %s: its esperd has not joined a log yet", about.Place, historyName)
+	}
+	if err != nil {
+		return nil, err
+	}
+	p := &dirPlace{about: about, reader: reader}
+	p.images, p.bad = reader.Images()
+	if err := reader.Refresh(); err != nil {
+		return nil, errors.Join(err, reader.Close())
+	}
+	x := reader.Extent()
+	p.about.From, p.about.Head, p.about.HeadChain = 1, x.Head, x.Chain
+	if n := len(x.Missing); n > 0 {
+		p.about.From, p.about.FirstChain = x.Missing[n-1].To+1, x.Missing[n-1].Chain
+	}
+	return p, nil
+}
+
+// isOpen reports whether a process has the history open for writing, by the lock
+// that bbolt holds on it. It tries a shared one for a moment.
+func isOpen(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close() // drops the lock
+	return errors.Is(syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB), syscall.EWOULDBLOCK)
+}
+
+func (p *dirPlace) About() *About { return &p.about }
+func (p *dirPlace) Close() error  { return p.reader.Close() }
+
+func (p *dirPlace) Records(ctx context.Context, from, to uint64, fn func(*events.Batch) error) error {
+	return p.reader.Records(from, to, func(b *events.Batch) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return fn(b)
+	})
+}
+
+func (p *dirPlace) Link(_ context.Context, index uint64) (Link, error) {
+	switch {
+	case index == 0:
+		return Link{}, nil
+	case index == p.about.From-1:
+		return Link{Index: index, Chain: p.about.FirstChain}, nil
+	}
+	r, err := p.reader.Read(index)
+	return linkOf(&r), err
+}
+
+func linkOf(r *events.Record) Link {
+	return Link{Index: r.Index, Chain: r.Chain, Lifecycle: r.Lifecycle, Bookkeeping: r.Bookkeeping}
+}

@@ -1,0 +1,258 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/esperd/esperd/api"
+	"github.com/esperd/esperd/audit"
+	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
+)
+
+type replayCmd struct {
+	Place   string        `arg:"" help:"Data directory, exported log or admin URL."`
+	To      uint64        `placeholder:"INDEX" xor:"at" help:"The state after this entry; absent: after the last one."`
+	Epoch   *int64        `placeholder:"E" xor:"at" help:"The state after the entry that steps this epoch."`
+	Diff    string        `placeholder:"A:B" xor:"at,how" help:"What changed between the states after two entries."`
+	Steps   bool          `xor:"how" help:"One line an entry, up to the state that is asked for."`
+	Check   bool          `xor:"at,how" help:"Say whether this build reaches the digests that the log has, and at which entry it first does not."`
+	Model   string        `default:"main" placeholder:"NAME" help:"Name of the model, for --epoch and --slot."`
+	Slot    string        `placeholder:"NAME" help:"Show this slot alone."`
+	JSON    bool          `name:"json" help:"Print JSON; with --steps an object a line."`
+	Timeout time.Duration `default:"15s" help:"How long an esperd may take for one answer."`
+}
+
+// Help says more than the flags do.
+func (*replayCmd) Help() string {
+	return "With --check the status is 0 if all digests are reached, 1 if not, 2 if not every entry could be checked."
+}
+
+// replayed is the state at an entry, and replay's --json.
+type replayed struct {
+	Index       uint64               `json:"index"`
+	Chain       events.Digest        `json:"chain"`
+	Run         string               `json:"run"`
+	Lineage     string               `json:"lineage"`
+	Bookkeeping events.Digest        `json:"bookkeeping"`
+	Round       *api.Round           `json:"round,omitempty"`
+	Models      []api.Model          `json:"models"`
+	Requests    []api.PendingRequest `json:"requests"`
+}
+
+func (c *replayCmd) Run(a *app) error {
+	ctx, cancel := a.stopped()
+	defer cancel()
+	fewerCollections()
+	if c.Check {
+		return c.check(ctx, a)
+	}
+	p, err := openPlace(ctx, a, c.Place, audit.Options{Timeout: c.Timeout})
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	if c.Diff != "" {
+		return c.diff(ctx, a, p)
+	}
+	to := c.To
+	switch {
+	case c.Epoch != nil:
+		if to, err = audit.EpochEnd(ctx, p, c.Model, *c.Epoch); err != nil {
+			return err
+		}
+	case to == 0:
+		to = p.About().Head
+	}
+	if c.Steps {
+		return c.steps(ctx, a, p, to)
+	}
+	s, err := audit.StateAt(ctx, p, to)
+	if err != nil {
+		return err
+	}
+	l, err := p.Link(ctx, to)
+	if err != nil {
+		return err
+	}
+	return c.show(a, s, l.Chain)
+}
+
+func (c *replayCmd) show(a *app, s *fsm.State, chain events.Digest) error {
+	r := replayed{Index: s.Index, Chain: chain, Run: s.Run, Lineage: s.Lineage, Bookkeeping: s.Bookkeeping(), Models: []api.Model{}, Requests: []api.PendingRequest{}}
+	if s.Round.Number > 0 {
+		r.Round = &api.Round{Number: s.Round.Number, Fingerprint: s.Round.Fingerprint, Members: s.Round.Members, Fault: s.Round.Fault}
+	}
+	for _, q := range s.Requests {
+		r.Requests = append(r.Requests, api.PendingRequest{Index: q.Index, Requested: q.Asked})
+	}
+	for _, m := range s.Models {
+		if c.Slot == "" || m.Name == c.Model {
+			r.Models = append(r.Models, api.Model{Name: m.Name, Generation: m.Generation, Epoch: m.Epoch, Calls: s.Cursor(m.Name).Calls, Lifecycle: m.Digest(), Slots: api.SlotsOf(m)})
+		}
+	}
+	if c.Slot != "" {
+		if err := onlySlot(&r, c.Model, c.Slot); err != nil {
+			return err
+		}
+	}
+	if c.JSON {
+		return writeJSON(a.stdout, r)
+	}
+	err := table(a.stdout, func(row func(...any)) {
+		row("entry", fmt.Sprintf("%d, chain %s", r.Index, r.Chain.Short()))
+		row("run", fmt.Sprintf("%s (lineage %.12s)", r.Run, r.Lineage))
+		row("round", roundText(r.Round))
+		for i := range r.Models {
+			row("model", modelText(&r.Models[i]))
+		}
+		requestRows(row, r.Requests)
+	})
+	for i := 0; err == nil && i < len(r.Models); i++ {
+		fmt.Fprintf(a.stdout, "\nmodel %s\n", oneLine(r.Models[i].Name))
+		err = slotsTable(a.stdout, r.Models[i].Slots)
+	}
+	return err
+}
+
+func onlySlot(r *replayed, model, slot string) error {
+	if len(r.Models) == 0 {
+		return fmt.Errorf("there is no model %q after entry %d", model, r.Index)
+	}
+	for _, s := range r.Models[0].Slots {
+		if s.Name == slot {
+			r.Models[0].Slots = []api.Slot{s}
+			return nil
+		}
+	}
+	return fmt.Errorf("model %s has no slot %q after entry %d", model, slot, r.Index)
+}
+
+// step is a line of --steps.
+type step struct {
+	api.Entry
+	Slot *api.Slot `json:"slot,omitempty"` // after it, with --slot
+}
+
+func (c *replayCmd) steps(ctx context.Context, a *app, p audit.Place, to uint64) error {
+	if !c.JSON {
+		entriesHeader(a.stdout)
+	}
+	return audit.Replay(ctx, p, to, func(s *audit.Step) error {
+		e := api.Entry{Index: s.Record.Index, Chain: s.Record.Chain, Refused: s.Refused, Entry: *s.Entry}
+		if e.Events == nil {
+			e.Events = []events.Event{}
+		}
+		var slot *api.Slot
+		if c.Slot != "" {
+			before, after := slotIn(s.Before, c.Model, c.Slot), slotIn(s.After, c.Model, c.Slot)
+			if same := before == nil && after == nil || before != nil && after != nil && sameSlot(s, c.Model, c.Slot); same && !concerns(s.Entry, c.Model, c.Slot) {
+				return nil
+			}
+			slot = after
+		}
+		if c.JSON {
+			return json.NewEncoder(a.stdout).Encode(step{Entry: e, Slot: slot})
+		}
+		if err := entryLine(a.stdout, &e); err != nil {
+			return err
+		}
+		if slot != nil {
+			fmt.Fprintf(a.stdout, "%22s %s: %s, alpha %s\n", "", oneLine(seedText(slot.Name, slot.Seed)), slot.Stage, alphaText(slot.Alpha))
+		}
+		return nil
+	})
+}
+
+func slotIn(s *fsm.State, model, slot string) *api.Slot {
+	m := s.Model(model)
+	if m == nil || m.Config == nil {
+		return nil
+	}
+	i, ok := m.Config.Slot(slot)
+	if !ok {
+		return nil
+	}
+	out := api.SlotOf(m, i)
+	return &out
+}
+
+// sameSlot: states share the slots that an entry does not touch.
+func sameSlot(s *audit.Step, model, slot string) bool {
+	return s.Before.Model(model).Slot(slot) == s.After.Model(model).Slot(slot)
+}
+
+func concerns(e *events.Entry, model, slot string) bool {
+	return e.Key != nil && e.Key.Model == model && e.Key.Slot == slot
+}
+
+func (c *replayCmd) diff(ctx context.Context, a *app, p audit.Place) error {
+	from, to, ok := strings.Cut(c.Diff, ":")
+	x, errX := strconv.ParseUint(from, 10, 64)
+	y, errY := strconv.ParseUint(to, 10, 64)
+	if err := errors.Join(errX, errY); !ok || err != nil {
+		return usageError{fmt.Errorf("--diff: expected two entries as in 100:120, got %q", c.Diff)}
+	}
+	before, err := audit.StateAt(ctx, p, x)
+	if err != nil {
+		return err
+	}
+	after, err := audit.StateAt(ctx, p, y)
+	if err != nil {
+		return err
+	}
+	list := audit.DiffStates(before, after)
+	if c.Slot != "" {
+		list = inSlot(list, c.Model+"."+c.Slot+".")
+	}
+	if c.JSON {
+		return writeJSON(a.stdout, struct {
+			From    uint64             `json:"from"`
+			To      uint64             `json:"to"`
+			Changes []audit.Difference `json:"changes"` // expected: at from, got: at to
+		}{x, y, append([]audit.Difference{}, list...)})
+	}
+	return table(a.stdout, func(row func(...any)) {
+		row("FIELD", fmt.Sprintf("AFTER %d", x), fmt.Sprintf("AFTER %d", y))
+		for _, d := range list {
+			row(d.Field, orDash(d.Expected), orDash(d.Got))
+		}
+	})
+}
+
+func inSlot(list []audit.Difference, prefix string) []audit.Difference {
+	var out []audit.Difference
+	for _, d := range list {
+		if strings.HasPrefix(d.Field, prefix) {
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// check is the replay gate: an audit of one place, for which only its replay
+// counts and not what its log tells about trainers.
+func (c *replayCmd) check(ctx context.Context, a *app) error {
+	bar := newAuditProgress(a.stderr)
+	r := audit.Run(ctx, audit.Config{Places: []string{a.placeName(c.Place)}, Options: audit.Options{Timeout: c.Timeout}, Full: true,
+		Since: ^uint64(0), Version: thisVersion().Esperd, Progress: bar.did})
+	bar.end()
+	var err error
+	switch {
+	case c.JSON:
+		err = writeJSON(a.stdout, r)
+	case r.Status == exitOK:
+		_, err = fmt.Fprintf(a.stdout, "esperd %s reaches all digests of %s: %d entries, chain %s.\n", r.Build.Esperd, r.Places[0].Name(), r.Places[0].Replayed, r.Places[0].Chain.Short())
+	default:
+		err = auditText(a.stdout, r)
+	}
+	if err == nil && r.Status != exitOK {
+		err = exitError(r.Status)
+	}
+	return err
+}
