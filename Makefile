@@ -3,8 +3,10 @@ FUZZTIME ?= 30s
 # Schedules of the simulated cluster: of the race run, and of sim-long.
 RACE_SCHEDULES ?= 50
 LONG_SCHEDULES ?= 20000
+# Damaged stores of audit-faults.
+AUDIT_FAULTS ?= 10000
 
-.PHONY: help build demo test race bench sim-long fuzz lint clean
+.PHONY: help build demo test race bench sim-long audit-faults fuzz lint clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,13 +25,16 @@ race:
 	ESPERD_SIM_SCHEDULES=$(RACE_SCHEDULES) $(GO) test -count=1 -race -short ./...
 
 bench: ## run the benchmarks, compare with etcd and, from Python, with a broadcast; write docs/bench.md
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+	$(GO) test -run '^$$' -bench . -benchmem -timeout 1h ./...
 	$(GO) run -C test/bench . -report ../../docs/bench.md
 	$(GO) run -C test/bench . -python -report ../../docs/bench.md # says so and goes on where torch is missing
 	@if ls test/bench/*_test.go >/dev/null 2>&1; then cd test/bench && $(GO) test -run '^$$' -bench . ./...; fi
 
 sim-long: ## play many more schedules of the simulated cluster
 	ESPERD_SIM_SCHEDULES=$(LONG_SCHEDULES) $(GO) test -timeout 24h ./test/sim
+
+audit-faults: ## damage a rank's store in many more ways, and audit it
+	ESPERD_AUDIT_FAULTS=$(AUDIT_FAULTS) $(GO) test -count=1 -timeout 24h -run TestEveryFaultIsFound -v ./audit
 
 fuzz: ## fuzz every fuzz target for FUZZTIME
 	@set -e; for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' .); do \

@@ -33,6 +33,7 @@ type testLog struct {
 	ranks   int
 	state   *fsm.State
 	entries [][]byte
+	sink    func([]byte) // where entries go instead; nil: entries
 }
 
 func nodeOf(rank int) events.NodeID { return events.NodeID(fmt.Sprintf("%032x", 0xa0d17000+rank)) }
@@ -74,7 +75,11 @@ func (l *testLog) write(e events.Entry) {
 	next, out, err := fsm.Apply(l.state, decoded(l.t, b))
 	require.NoError(l.t, err)
 	require.Empty(l.t, out.Refused)
-	l.state, l.entries = next, append(l.entries, b)
+	if l.state = next; l.sink != nil {
+		l.sink(b)
+	} else {
+		l.entries = append(l.entries, b)
+	}
 }
 
 func decoded(t tester, b []byte) *events.Entry {
@@ -92,18 +97,18 @@ func (l *testLog) call(slot string, args fsm.Args, observations ...fsm.Observati
 }
 
 // train writes entries until the log has n.
-func (l *testLog) train(n int) {
-	for epoch := l.state.Model("main").Epoch + 1; len(l.entries) < n; epoch++ {
+func (l *testLog) train(n uint64) {
+	more := func() bool { return l.state.Index < n }
+	for epoch := l.state.Model("main").Epoch + 1; more(); epoch++ {
 		for _, c := range l.state.Model("main").Config.Slots {
-			if len(l.entries) >= n {
-				return
+			if more() {
+				l.visit(c.Name)
 			}
-			l.visit(c.Name)
 		}
-		if l.rng.IntN(8) == 0 && l.ranks > 1 && len(l.entries) < n {
+		if l.rng.IntN(8) == 0 && l.ranks > 1 && more() {
 			l.report()
 		}
-		if len(l.entries) < n {
+		if more() {
 			l.call("", fsm.StepEpoch{Epoch: epoch})
 		}
 	}
@@ -132,7 +137,7 @@ func (l *testLog) visit(slot string) {
 // report is a rank's own verdict that is not rank 0's.
 func (l *testLog) report() {
 	rank := 1 + l.rng.IntN(l.ranks-1)
-	key := *decoded(l.t, l.entries[2]).Key
+	key := events.Key{Round: 1, Model: "main", Op: events.OpConfigure, Epoch: -1}
 	l.write(events.Entry{Kind: events.KindReport, Events: []events.Event{
 		{ShadowVerdict: &events.ShadowVerdict{Rank: uint64(rank), Index: 3, Key: key, Site: "train.py:88", Verdict: events.Verdict{Gate: events.G2}}},
 		{Reported: &events.Reported{Node: nodeOf(rank), Sequence: l.state.Source(nodeOf(rank)).Sequence + 1}},

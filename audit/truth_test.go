@@ -18,7 +18,7 @@ func TestTruthOfTheReport(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		ranks := rapid.IntRange(2, 5).Draw(t, "ranks")
 		l := newLog(t, rapid.Uint64().Draw(t, "seed"), "run", ranks)
-		l.train(rapid.IntRange(40, 160).Draw(t, "entries"))
+		l.train(rapid.Uint64Range(40, 120).Draw(t, "entries"))
 		victim := rapid.IntRange(0, ranks-1).Draw(t, "victim")
 		p := plant(t, l, victim, rapid.SampledFrom([]Verdict{VerdictPayload, VerdictOrder, VerdictMissing, VerdictExtra, VerdictApply}).Draw(t, "kind"))
 		dir, err := os.MkdirTemp("", "truth-")
@@ -148,7 +148,7 @@ func TestLeaderAppliedWrongly(t *testing.T) {
 	wrong.Events[0].Observed.Metrics.Accuracy += 1
 	b := l.entries[at-1]
 	l.state, _ = applied(t, l.state, wrong) // what the leader made of it
-	l.train(int(at) + 20)
+	l.train(at + 20)
 	require.Equal(t, b, l.entries[at-1])
 	dir := t.TempDir()
 	leader := (&replica{rank: 0, entries: l.entries, applied: map[uint64]*events.Entry{at: wrong}}).write(t, dir)

@@ -29,6 +29,7 @@ const (
 	pageHeader   = 16
 	pageBranch   = 0x01
 	pageLeaf     = 0x02
+	pageMeta     = 0x04
 	pageFreelist = 0x10
 	elementBytes = 16
 	bucketHeader = 16
@@ -129,6 +130,9 @@ func (c *checker) metas() (root, freelist uint64, torn bool, err error) {
 		b := make([]byte, pageHeader+metaBytes)
 		if _, err := c.f.ReadAt(b, i*c.pageSize); err != nil {
 			return 0, 0, false, fmt.Errorf("header %d: %w", i, err)
+		}
+		if c.whole && (native.Uint64(b) != uint64(i) || native.Uint16(b[8:]) != pageMeta) {
+			return 0, 0, false, fmt.Errorf("page %d is not the header that is expected", i)
 		}
 		m := b[pageHeader:]
 		sum := fnv.New64a()

@@ -183,12 +183,15 @@ func (b *Batch) Release() {
 func (r *Reader) Records(from, to uint64, fn func(*Batch) error) error {
 	for next := max(from, 1); next <= to; {
 		b := batches.Get().(*Batch)
-		if err := r.fill(b, next, to); err != nil && len(b.Records) == 0 {
-			return err
-		} // what could be read comes first
-		next += uint64(len(b.Records))
-		if err := fn(b); err != nil {
-			return err
+		damage := r.fill(b, next, to)
+		if len(b.Records) > 0 { // what could be read comes first
+			next += uint64(len(b.Records))
+			if err := fn(b); err != nil {
+				return err
+			}
+		}
+		if damage != nil {
+			return damage
 		}
 	}
 	return nil

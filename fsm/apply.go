@@ -72,6 +72,7 @@ func Apply(s *State, e *events.Entry) (*State, Outcome, error) {
 	if err != nil {
 		return nil, Outcome{}, fmt.Errorf("entry %d (%s) cannot be applied: %w; stop, and keep this data directory", next.Index, e.Kind, err)
 	}
+	next.tamper()
 	return next.seal(), Outcome{}, nil
 }
 

@@ -30,4 +30,5 @@
 //	mark.go       a model as a mark; rewind.go goes back to one, and on from a lost log
 //	argshash.go   what must be equal on all ranks, as a hash
 //	image.go      a State as bytes, for snapshots
+//	fault_on.go   a wrong transition, in builds for tests alone; fault_off.go
 package fsm

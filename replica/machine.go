@@ -177,6 +177,9 @@ func (m *machine) stop(index uint64, err error) bool {
 	m.wake()
 	m.mu.Unlock()
 	m.log.Error("this replica has diverged: its state is frozen, its history goes on", "index", index, "error", err)
+	if h, _ := m.now(); h.state.Index == h.index { // evidence: audits say in which fields it differs
+		m.keepImage(h.state)
+	}
 	return true
 }
 

@@ -16,7 +16,9 @@
 //	token.go          who may make requests at the admin door
 //	target.go         which esperd the commands that look ask
 //	view.go           status, slots, ranks
-//	events.go         events
+//	events.go         events; place.go those of a directory or file, and exports
+//	audit.go          audit; audit_text.go its report for people
+//	replay.go         replay
 //	request.go        request
 //	gc.go             gc; gc_scan.go: the state directory, which nothing leads out of
 //	tables.go         what people see of all that:

@@ -25,6 +25,7 @@
 //	contradicts_test.go nodes and trainers that contradict the log, or each other
 //	damage_test.go      damaged data directories
 //	diskfull_test.go    a full disk (needs root; a must if ESPERD_REQUIRE has "mount")
+//	audit_test.go       esperd audit of running, stopped and faulty worlds
 //	commands_test.go    what people type
 //	demo_test.go        the demonstration
 //
