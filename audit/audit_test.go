@@ -129,7 +129,7 @@ func TestBadPlaces(t *testing.T) {
 	for place, says := range map[string]string{
 		empty:                    "is no data directory",
 		filepath.Join(good, "x"): "there is nothing",
-		noise:                    "not that of an exported log",
+		noise:                    "is not that of one",
 		newer:                    "format 2 is newer",
 		joining:                  "has not joined a log yet",
 		zero:                     "it is empty",

@@ -112,7 +112,7 @@ func (p *exportPlace) open() error {
 	}
 	switch {
 	case err != nil || head.Format != exportName:
-		return fmt.Errorf("its first line is not that of an exported log: %w", ErrNoPlace)
+		return fmt.Errorf("its first line is not that of one: %w", ErrNoPlace)
 	case head.Version > exportVersion:
 		return &events.VersionError{Got: uint64(head.Version), Known: exportVersion}
 	case head.From == 0:

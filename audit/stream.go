@@ -24,7 +24,7 @@ type job struct {
 	ready   chan struct{} // closed when decoded
 }
 
-const jobsAhead = 4 // batches between two stages: a few megabytes
+const jobsAhead = 2 // batches between two stages: what is decoded stays in the caches
 
 // stream reads the entries from..to of a place, checks each against the chain
 // that begins with prev, decodes them if asked to, and calls fn in order.

@@ -160,8 +160,8 @@ type Batch struct {
 }
 
 const (
-	batchRecords = 1024
-	batchBytes   = 1 << 20
+	batchRecords = 256
+	batchBytes   = 128 << 10
 )
 
 var batches = sync.Pool{New: func() any { return new(Batch) }}
@@ -273,7 +273,7 @@ func (r *Reader) Calls(fn func(id CallID, index uint64) error) error {
 		err := r.stable(func(s *snap) error {
 			calls, more = calls[:0], false
 			err := s.walk(bucketCalls, next, func(k, v []byte) (bool, error) {
-				if len(calls) == 4*batchRecords {
+				if len(calls) == 16*batchRecords {
 					next, more = bytes.Clone(k), true
 					return false, nil
 				}

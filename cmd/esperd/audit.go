@@ -26,7 +26,7 @@ func (*auditCmd) Help() string {
 // auditGC lets garbage grow to more than the default before it is collected: an
 // audit keeps next to nothing and throws away a few kilobytes an entry.
 const (
-	auditGC     = 1000
+	auditGC     = 400
 	auditMemory = 150 << 20 // from where on it is collected at any rate
 )
 

@@ -53,8 +53,12 @@ func auditText(w io.Writer, r *audit.Report) error {
 		if r.Skipped > 0 {
 			row("before --since", fmt.Sprintf("%s that the log records", plural(int(r.Skipped), "finding")))
 		}
-		for _, c := range r.Coverage {
-			row("checked", c)
+		for i, c := range r.Coverage {
+			label := "checked"
+			if i < len(r.Places) && r.Places[i].Problem != "" {
+				label = "NOT ALL CHECKED"
+			}
+			row(label, c)
 		}
 		for _, p := range r.Places {
 			if p.Esperd != "" && p.Esperd != r.Build.Esperd {

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/esperd/esperd/audit"
+	"github.com/esperd/esperd/events"
+)
+
+// The commands that read logs, on the directory of an esperd that runs and then
+// on what it left.
+func TestReadingALog(t *testing.T) {
+	home := t.TempDir()
+	cmd := up(t, home)
+	dir := filepath.Join(home, ".local/state/esperd/default/rank0")
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	require.NoError(t, cmd.Wait())
+	export := filepath.Join(home, "log.jsonl")
+	for _, c := range []struct {
+		status int
+		says   string
+		args   []string
+	}{
+		{0, "CONSISTENT", []string{"audit", dir}},
+		{0, `"outcome": "consistent"`, []string{"audit", "--json", dir}},
+		{0, "founded", []string{"events", dir}},
+		{0, "", []string{"events", dir, "--export", export}},
+		{0, "founded", []string{"events", export}},
+		{0, "CONSISTENT", []string{"audit", export, dir}},
+		{0, "reaches all digests", []string{"replay", "--check", export}},
+		{0, "run", []string{"replay", export}},
+		{0, "founded", []string{"replay", export, "--steps"}},
+		{0, "lineage", []string{"replay", dir, "--diff", "0:1"}},
+		{0, `"index": 1`, []string{"replay", dir, "--to", "1", "--json"}},
+		{1, "expected one up to there", []string{"replay", dir, "--to", "99999"}},
+		{1, "no entry of", []string{"replay", dir, "--epoch", "3"}},
+		{1, "no model", []string{"replay", dir, "--slot", "r0c0"}},
+		{2, "expected two entries", []string{"replay", dir, "--diff", "x"}},
+		{2, "INCOMPLETE", []string{"audit", dir, home}},
+		{2, "INCOMPLETE", []string{"replay", "--check", home}},
+		{2, "expected", []string{"audit"}},
+		{2, "reads a PLACE", []string{"events", "--export", export}},
+	} {
+		status, out, errs := finish(t, esperd(t, home, c.args...))
+		require.Equal(t, c.status, status, "%v: %s%s", c.args, out, errs)
+		require.Contains(t, out+errs, c.says, c.args)
+	}
+	before, err := os.ReadFile(export)
+	require.NoError(t, err)
+	require.Contains(t, string(before), `"format":"esperd-log"`)
+}
+
+func TestAuditText(t *testing.T) {
+	rank, epoch := uint64(2), int64(41)
+	r := &audit.Report{Outcome: audit.Diverged, Status: 1, Run: "run7", Lineage: "00112233445566778899aabbccddeeff", Agreed: audit.Point{Index: 4811},
+		Findings: []audit.Finding{{Verdict: audit.VerdictApply, Source: audit.SourceReplay, Index: 4812, What: "replaying entry 4812 gives another digest", Agreed: audit.Point{Index: 4811},
+			Round: 3, Model: "main", Generation: 1, Epoch: &epoch, Slot: "r0c1", Seed: 4, StageBefore: "TRAINING", StageAfter: "BLENDING",
+			Differences: []audit.Difference{{Field: "main.r0c1.seed.amplitude.alpha", Expected: "0.25", Got: "0.5"}},
+			Groups: []audit.Group{{Value: "lifecycle digest aa", Expected: true, Ranks: []uint64{0, 1}, Places: []string{"a", "b"}},
+				{Value: "lifecycle digest bb", Ranks: []uint64{2}, Places: []string{"c"}}},
+			AtFault: []audit.Party{{Rank: &rank, Host: "node-c"}},
+			Sites:   []audit.Site{{Rank: 0, Site: "train.py:88", Call: &events.Key{Op: events.OpAdvance, Slot: "r0c1", Seed: 4}, Verdict: &events.Verdict{Gate: events.G2, Passed: true}}}}},
+		Coverage: []string{"rank 2 (c): entries 1 to 4812 replayed"}, Build: audit.Build{Esperd: "v1", Go: "go", Entry: 2}, Reproduce: "esperd audit a b c"}
+	var b bytes.Buffer
+	require.NoError(t, auditText(&b, r))
+	for _, want := range []string{
+		"DIVERGED at entry 4812: apply, rank 2 on node-c, slot r0c1#4, field main.r0c1.seed.amplitude.alpha\n",
+		"round 3, epoch 41, model main.1, slot r0c1#4, TRAINING -> BLENDING",
+		"expected 0.25, got 0.5", "ranks 0, 1", "ranks 2", "rank 0: advance r0c1#4 at train.py:88; own verdict G2 passed",
+		"up to entry 4811", "entries 1 to 4812 replayed", "esperd audit a b c",
+	} {
+		require.Contains(t, b.String(), want)
+	}
+}
