@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -129,9 +130,9 @@ func TestRemote(t *testing.T) {
 // A URL that does not answer, or answers nonsense, is named, and nothing hangs.
 func TestRemoteThatMisbehaves(t *testing.T) {
 	release := make(chan struct{})
-	answers := map[string]string{}
+	var answers sync.Map // of a path
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if body, ok := answers[r.URL.Path]; ok {
+		if body, ok := answers.Load(r.URL.Path); ok {
 			fmt.Fprint(w, body)
 			return
 		}
@@ -146,11 +147,11 @@ func TestRemoteThatMisbehaves(t *testing.T) {
 		return Run(t.Context(), Config{Places: []string{dir, s.URL}, Options: Options{Timeout: 200 * time.Millisecond}})
 	}
 	for path, body := range map[string]string{"": "", "/v1/state": `{"index":50,"run":"run","lineage":"` + l.state.Lineage + `"}`, "/v1/chain": `{"from":1,"to":50}`} {
-		answers[path] = body
+		answers.Store(path, body)
 		r := look()
 		require.NotEqual(t, Consistent, r.Outcome, text(r))
 		require.EqualValues(t, 50, r.Places[0].Replayed)
 	}
-	answers["/v1/state"] = "nonsense"
+	answers.Store("/v1/state", "nonsense")
 	require.Equal(t, 2, look().Status)
 }
