@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -53,17 +52,6 @@ func (w *world) trains(rounds *[]*load) {
 	l.progress(answersBetween)
 	l.finish()
 	w.verify(*rounds...)
-}
-
-// killAll ends the whole job as a scheduler does that has no time.
-func (w *world) killAll() {
-	w.t.Helper()
-	for _, n := range w.nodes {
-		n.process.signal(w.t, syscall.SIGKILL)
-	}
-	for _, n := range w.nodes {
-		n.process.wait(w.t)
-	}
 }
 
 // TestElastic starts one job again and again: smaller, larger, at other ports,
