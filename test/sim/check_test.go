@@ -52,10 +52,16 @@ func (r requests) waiting() int {
 	return n
 }
 
-// check compares all histories of the job and everything that was acknowledged.
+// check compares all histories of the job and everything that was acknowledged,
+// and looks at the last round.
 func check(t *testing.T, w *world, j *job, seed uint64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	checkRound(t, w, j, checkLog(t, w, j, seed), seed)
+}
+
+// checkLog does so without the round, which may be another job's, and returns it.
+func checkLog(t *testing.T, w *world, j *job, seed uint64) fsm.Round {
 	require.NoError(t, j.broken, "seed %d", seed)
 	ranks := w.job()
 	first := ranks[0].alive()
@@ -105,7 +111,7 @@ func check(t *testing.T, w *world, j *job, seed uint64) {
 			}
 		}
 	}
-	checkRound(t, w, j, state.Round, seed)
+	return state.Round
 }
 
 // checkRound: what the job was last started with has its rounds, with the nodes

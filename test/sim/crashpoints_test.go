@@ -159,7 +159,7 @@ func (c *crashing) play(t *testing.T) {
 		trainers.Wait()
 		require.NoError(t, ctx.Err(), "the last trainers did not finish: %v", last.doing)
 		c.settled(ctx)
-		check(t, c.w, c.j, crashSeed)
+		checkLog(t, c.w, c.j, crashSeed)
 		check(t, c.w, last, crashSeed)
 		c.total = c.target.current().writes
 	})

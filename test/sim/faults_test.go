@@ -52,7 +52,17 @@ func (s *schedule) play() {
 
 // pause sleeps for up to so many milliseconds.
 func (s *schedule) pause(most int) {
-	sleep(s.ctx, time.Duration(s.r.IntN(most))*time.Millisecond)
+	end := time.Now().Add(time.Duration(s.r.IntN(most)) * time.Millisecond)
+	for time.Now().Before(end) && sleep(s.ctx, min(time.Until(end), 500*time.Millisecond)) {
+		s.giveWay()
+	}
+}
+
+// giveWay does what the processes do whose nodes' run goes on as another log.
+func (s *schedule) giveWay() {
+	for _, h := range s.w.job() {
+		h.giveWay(s.t)
+	}
 }
 
 func (s *schedule) partition(h *host) {
@@ -149,6 +159,7 @@ func (s *schedule) await(when string) {
 		if first := s.w.job()[0].alive(); why == "" && first.State().Round.Number > 0 {
 			return
 		}
+		s.giveWay()
 		if !sleep(ctx, 100*time.Millisecond) {
 			require.Empty(s.t, why, "%s the world does not settle", when)
 			s.t.Fatalf("%s no round opens: %v", when, s.j.doing)

@@ -60,9 +60,7 @@ func (s *schedule) loseQuorum() {
 	deadline, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	for deadline.Err() == nil && (w.misshapen() != "" || !w.whole()) {
-		for _, h := range job {
-			h.giveWay(t)
-		}
+		s.giveWay()
 		sleep(deadline, 100*time.Millisecond)
 	}
 	require.NoError(t, deadline.Err(), "the world did not repair itself after it was recovered from host %d: %s", chosen.id, w.tells())

@@ -80,6 +80,10 @@ func play(t *testing.T, seed uint64, log *slog.Logger) {
 		plan := &schedule{t: t, ctx: ctx, w: w, j: j, r: r, running: &trainers}
 		plan.play()
 		require.NoError(t, w.heal(), "seed %d", seed)
+		for ctx.Err() == nil && !j.over() {
+			plan.giveWay()
+			sleep(ctx, 100*time.Millisecond)
+		}
 		trainers.Wait()
 		require.NoError(t, ctx.Err(), "seed %d: the trainers did not finish: %v", seed, j.doing)
 		settling, stop := context.WithTimeout(ctx, 5*time.Minute)
