@@ -31,7 +31,7 @@ func (w *world) again(nodes ...*node) {
 
 // another is a node with a directory that is still empty.
 func (w *world) another(name string) *node {
-	n := &node{w: w, logFile: filepath.Join(w.dir, name+".log"), dir: filepath.Join(w.dir, name), socket: filepath.Join(w.dir, "s-"+name)}
+	n := &node{w: w, program: binary, logFile: filepath.Join(w.dir, name+".log"), dir: filepath.Join(w.dir, name), socket: filepath.Join(w.dir, "s-"+name)}
 	w.t.Cleanup(func() {
 		if n.process != nil {
 			n.process.end()
