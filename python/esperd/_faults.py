@@ -12,6 +12,7 @@ import threading
 from typing import Any, Callable, Dict, Optional
 
 from esperd._http import Absent, Connection, Lost, Silent, Unreadable
+from esperd._last_calls import last_calls
 from esperd._trainer import Trainer
 from esperd.errors import RoundFaulted, error_of_fault
 from esperd.values import Fault
@@ -36,7 +37,7 @@ class FaultWatch(threading.Thread):
     def __init__(self, trainer: Trainer, round_number: int, on_fatal: OnFatal) -> None:
         super().__init__(name="esperd-on-fatal", daemon=True)
         self._connection = Connection(trainer.socket, None)
-        self._rank, self._round = trainer.rank, round_number
+        self._socket, self._rank, self._round = trainer.socket, trainer.rank, round_number
         self._on_fatal = on_fatal
         self._closed = threading.Event()
 
@@ -93,10 +94,13 @@ class FaultWatch(threading.Thread):
         return False
 
     def _tell(self, fault: Fault) -> None:
-        if self._closed.is_set() or fault.rank == self._rank and fault.code != "unavailable":
+        if fault.rank == self._rank and fault.code != "unavailable":
+            return
+        error = error_of_fault(fault, last_calls(self._socket, fault.got.model))
+        if self._closed.is_set():
             return
         try:
-            self._on_fatal(error_of_fault(fault))
+            self._on_fatal(error)
         except Exception:
             _log.exception("on_fatal failed")
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from typing import Any, Callable, Dict, Optional, Set, Tuple, TypeVar, Union
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple, TypeVar, Union
 
 from esperd._door import Door, encoded
 from esperd._http import Absent, Lost, Silent, Unreadable
+from esperd._last_calls import last_calls
 from esperd._trainer import Trainer
 from esperd.errors import EsperdError, RoundFaulted, Unavailable, error_of_fault
-from esperd.values import Fault
+from esperd.values import Fault, LastCall
 
 __all__ = ["Busy", "Unnumbered"]
 
@@ -63,7 +64,7 @@ class Unnumbered:
         self._closed = False
         self.away: Callable[[], bool] = lambda: False  # esperd is known to be, so that telling it something is no use
         self._quick_s = OBSERVED_S if trainer.observes else QUICK_S
-        self._looked: Tuple[int, _Json] = (0, {})  # the word when the round was asked for, and the round
+        self._looked: Tuple[int, _Json, List[LastCall]] = (0, {}, [])  # the word when the round was asked for, the round, and what the ranks did last
         self._look_at = 0.0  # on the monotonic clock: when a look that failed is repeated
 
     def request(self, arguments: _Json) -> int:
@@ -92,12 +93,12 @@ class Unnumbered:
         if self._looked[0] != word and time.monotonic() >= self._look_at:
             began = time.monotonic()
             try:
-                self._looked = (word, self._look(number, word))
+                self._looked = (word, *self._look(number, word))
             except _NO_ANSWER as error:
                 now = time.monotonic()
                 self._look_at = now + max(_LOOK_AGAIN_S, _LOOK_REST * (now - began))
                 _log.debug("whether round %d is over cannot be told: %s", number, error)
-        return _over(self._looked[1], number)
+        return _over(self._looked[1], number, self._looked[2])
 
     def close(self) -> None:
         """End what is under way in other threads."""
@@ -129,17 +130,19 @@ class Unnumbered:
             self._doors.discard(door)
             door.release()
 
-    def _look(self, number: int, word: int) -> _Json:
-        """Return the round that is open, as esperd knows it."""
+    def _look(self, number: int, word: int) -> Tuple[_Json, List[LastCall]]:
+        """Return the round that is open, as esperd knows it, and if it is faulted
+        what the ranks did last."""
         door = Door(self._trainer, self._quick_s)
         try:
             document = door.look("/v1/state")
         finally:
             door.release()
         now = dict(document["round"] or {})
-        if _over(now, number) is None and document["index"] < word:
+        over = _over(now, number, [])
+        if over is None and document["index"] < word:
             raise Unavailable(f"esperd, which was started a moment ago, is at entry {document['index']}, and the word at {word}")
-        return now
+        return now, last_calls(self._trainer.socket, self._model) if over is not None and over.fault else []
 
     def _try_to_tell(self, path: str, body: _Json, quick_s: float) -> None:
         door = Door(self._trainer, quick_s)
@@ -151,9 +154,9 @@ class Unnumbered:
             door.release()
 
 
-def _over(now: _Json, number: int) -> Optional[RoundFaulted]:
+def _over(now: _Json, number: int, last: List[LastCall]) -> Optional[RoundFaulted]:
     """Return why a round is over, by the one that is open."""
     if now and now["number"] > number:
         return RoundFaulted(f"round {number} is over: the trainers connected again, and round {now['number']} is open; end this process")
     fault = now.get("fault")
-    return error_of_fault(Fault.of(fault)) if fault else None
+    return error_of_fault(Fault.of(fault), last) if fault else None

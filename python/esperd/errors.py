@@ -206,8 +206,12 @@ def error_of(problem: Dict[str, Any]) -> EsperdError:
     )
 
 
-def error_of_fault(f: Fault) -> RoundFaulted:
-    """Return what every later call of a faulted round raises."""
+def error_of_fault(f: Fault, last: Sequence[LastCall] = ()) -> RoundFaulted:
+    """Return what every later call of a faulted round raises.
+
+    Args:
+        last: the last call of each rank, as far as it is known.
+    """
     what = f"was at {f.got.at(f.got_site)}, where rank 0 made {f.want.at(f.want_site)}"
     if f.code == "config-mismatch":
         what = f"configured model {f.got.model} otherwise than rank 0 did"
@@ -224,4 +228,5 @@ def error_of_fault(f: Fault) -> RoundFaulted:
         want_site=f.want_site,
         got=f.got,
         got_site=f.got_site,
+        last=last,
     )

@@ -31,7 +31,7 @@ class Request(NamedTuple):
     @property
     def kind(self) -> str:
         if self.method == "GET":
-            return "health" if self.op == "healthz" else "get"
+            return {"/healthz": "health", "/v1/ranks": "ranks"}.get(self.path.partition("?")[0], "get")
         return self.op if self.op in ("session", "requests", "busy", "close", "checkpoint") else "call"
 
 
@@ -145,7 +145,7 @@ class FakeDoor:
 
     def grant(self, peer: Peer, request: Request) -> None:
         model = request.body.get("model", "main")
-        other = {"health": {"status": "ok"}, "busy": {"ok": True}, "close": {"ok": True}, "requests": {"index": 77},
+        other = {"health": {"status": "ok"}, "ranks": {"ranks": []}, "busy": {"ok": True}, "close": {"ok": True}, "requests": {"index": 77},
                  "checkpoint": {"mark": "bm8gbWFyaw=="}}.get(request.kind)
         if request.kind == "get":
             other = {"index": 99, "round": {"number": 3}}

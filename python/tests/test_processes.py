@@ -173,6 +173,23 @@ class Watching(DoorTest):
                                      "mend the trainer and connect again on all ranks")
         self.assertEqual((error.fault.rank, error.want_site), (0, "b.py:2"))
 
+    def test_what_each_rank_did_last(self):
+        ranks = [{"rank": 0, "last": {"rank": 0, "key": {"op": "advance", "slot": "r0c0", "seed": 1, "call": 9, "epoch": 3}, "site": "b.py:2"}},
+                 {"rank": 1, "unreachable": "its node does not answer"}]
+        self.door.play(lambda peer, _: peer.answer({"ranks": ranks}), at="ranks")
+        fault = {**self.FAULT, "got": {**self.FAULT["got"], "model": "a/b"}}
+        error = self.told(self.state(fault))
+        self.assertEqual(str(error).partition("\n")[2], "  last of rank 0: call 9, advance r0c0#1 epoch 3 at b.py:2")
+        self.assertEqual([r.path for r in self.door.of("ranks")], ["/v1/ranks?model=a%2Fb"])
+
+    def test_and_where_nobody_can_say_it(self):
+        from esperd import _last_calls
+        before, _last_calls._ANSWER_MAX_S = _last_calls._ANSWER_MAX_S, 0.05
+        self.addCleanup(setattr, _last_calls, "_ANSWER_MAX_S", before)
+        for trick in (lose, hang, problem("unavailable", 503), send(b"nonsense"), lambda peer, _: peer.answer({"ranks": [{"last": 1}]}), lambda peer, _: peer.answer([])):
+            self.door.play(trick, at="ranks")
+            self.assertEqual(self.told(self.state(self.FAULT)).last, ())
+
     def test_a_fault_before_the_watch_began(self):
         self.assertEqual(self.told(self.state(self.FAULT)).fault.index, 40)
 

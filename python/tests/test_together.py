@@ -287,7 +287,7 @@ class Ending(Together):
         self.soon(lambda: told)
         self.assertEqual((told[0].fault.code, told[0].fault.rank), ("unavailable", 1))
         self.assertRegex(str(told[0]), r"^round-faulted: round 1 is over: the trainer of rank 1 is gone: process \d+ ended without closing its session.*; its last call was "
-                                       r"call 0, configure epoch -1.* \(entry \d+\); start it again on all ranks$")
+                                       r"call 0, configure epoch -1.* \(entry \d+\); start it again on all ranks(\n  last of rank [01]: call 0, configure epoch -1 at .*:\d+)*$")
         self.soon(lambda: ep._calls.word[0] > ep._calls.seen)
         with self.assertRaisesRegex(esperd.RoundFaulted, "the trainer of rank 1 is gone"):
             ep.check()

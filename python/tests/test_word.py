@@ -59,12 +59,13 @@ class Check(DoorTest):
         ep = self.connect()
         self.set(40)
         self.door.play(lambda peer, _: peer.answer({"round": {"number": 3, "fault": fault}}), at="get")
+        self.door.play(lambda peer, _: peer.answer({"ranks": [{"rank": 0}, {"rank": 2, "last": {"rank": 2, "key": key, "site": "t.py:1"}}]}), at="ranks")
         for _ in range(3):
             with self.assertRaises(esperd.RoundFaulted) as caught:
                 ep.check()
         self.assertEqual(str(caught.exception), "round-faulted: round 3 is over: the trainer of rank 2 is gone: process 7 ended; its last call was call 9, advance "
-                                                "epoch 3 at t.py:1 (entry 40); start it again on all ranks")
-        self.assertEqual((caught.exception.fault.reason, len(self.states())), ("process 7 ended", 1))
+                                                "epoch 3 at t.py:1 (entry 40); start it again on all ranks\n  last of rank 2: call 9, advance epoch 3 at t.py:1")
+        self.assertEqual((caught.exception.fault.reason, len(self.states()), len(self.door.of("ranks"))), ("process 7 ended", 1, 1))
         self.set(41)
         self.door.play(lambda peer, _: peer.answer({"round": {"number": 4}}), at="get")
         with self.assertRaisesRegex(esperd.RoundFaulted, "round 3 is over: .* round 4 is open"):
