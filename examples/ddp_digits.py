@@ -80,7 +80,7 @@ class Rank:
     def __init__(self, ep: esperd.Client, scripted: bool) -> None:
         torch.manual_seed(0)
         self.ep, self.scripted = ep, scripted
-        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
         self.host = Host().to(self.device)
         self.ddp = DistributedDataParallel(self.host)  # knows the host's parameters, and no seed's
         self.host_parameters = list(self.host.parameters())
