@@ -306,14 +306,14 @@ func sameFences(t *testing.T, got said, n int) {
 }
 
 // TestSkew lets three ranks make the same calls at times that have nothing to do
-// with each other: ESPERD_SKEW_CALLS of them (1,000), with a random delay before
-// each, and the ranks seconds apart from the beginning.
+// with each other: ESPERD_SKEW_CALLS of them (3,400), with a random delay before
+// each on every rank, and the ranks seconds apart from the beginning.
 func TestSkew(t *testing.T) {
 	python := needTorch(t)
 	t.Parallel()
 	calls := os.Getenv("ESPERD_SKEW_CALLS")
 	if calls == "" {
-		calls = "1000"
+		calls = "3400" // 10,200 delays
 	}
 	want, err := strconv.Atoi(calls)
 	require.NoError(t, err)
