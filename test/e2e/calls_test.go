@@ -135,7 +135,8 @@ func badSessions(t *testing.T) {
 		"other slots":              {fields{"slots": others}, 409, mismatch, []string{"slot 1 is r0c1 in the log, other here", "start a new run"}},
 		"fewer slots":              {fields{"slots": slotRequests(slotNames[:2])}, 409, mismatch, []string{"the log has 4 slots, here are 2"}},
 		"other gates":              {fields{"gates": gates}, 409, mismatch, []string{"gates.min_", " in the log, ", " here"}},
-		"another protocol":         {fields{"protocol": 9}, 422, invalid, []string{"protocol 9, expected 1"}},
+		"a newer protocol":         {fields{"protocol": 9}, 422, invalid, []string{"protocol 9, expected 1"}},
+		"an older protocol":        {fields{"protocol": 0}, 422, invalid, []string{"protocol 0, expected 1"}},
 		"no incarnation":           {fields{"incarnation": "me"}, 422, invalid, []string{"body.incarnation"}},
 		"an unknown field":         {fields{"colour": "red"}, 422, invalid, []string{"body.colour: unexpected property"}},
 	} {
