@@ -20,16 +20,14 @@ from esperd.errors import (
     RoundFaulted,
     Unavailable,
 )
+from esperd.evidence import Fault, Key, LastCall
 from esperd.values import (
     Change,
     Controller,
     Decision,
     Done,
-    Fault,
     Fence,
     Gates,
-    Key,
-    LastCall,
     Metrics,
     Outcome,
     Session,

@@ -15,7 +15,7 @@ from esperd._http import Absent, Connection, Lost, Silent, Unreadable
 from esperd._last_calls import last_calls
 from esperd._trainer import Trainer
 from esperd.errors import RoundFaulted, error_of_fault
-from esperd.values import Fault
+from esperd.evidence import Fault
 
 _RETRY_S = 0.5
 _JOIN_MAX_S = 1.0

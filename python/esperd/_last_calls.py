@@ -8,7 +8,7 @@ from typing import List
 from urllib.parse import quote
 
 from esperd._http import Absent, Connection, Lost, Silent, Unreadable
-from esperd.values import LastCall
+from esperd.evidence import LastCall
 
 _ANSWER_MAX_S = 0.3  # a node that is gone must not keep the end of the round from anybody
 

@@ -15,7 +15,7 @@ from esperd._http import Absent, Lost, Silent, Unreadable
 from esperd._last_calls import last_calls
 from esperd._trainer import Trainer
 from esperd.errors import EsperdError, RoundFaulted, Unavailable, error_of_fault
-from esperd.values import Fault, LastCall
+from esperd.evidence import Fault, LastCall
 
 __all__ = ["Busy", "Unnumbered"]
 

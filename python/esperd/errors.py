@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Type
 
 from esperd._mark import OfferedMark, offered_of
-from esperd.values import Fault, Key, LastCall
+from esperd.evidence import Fault, Key, LastCall
 
 __all__ = [
     "ConfigMismatch",
