@@ -4,6 +4,23 @@ See :func:`connect` for where to begin, and the README beside this package for
 loops, failures and what to do about them.
 """
 
+# The files, in reading order:
+#
+#   client.py, _slot_calls.py       what a trainer calls, and slots.py what it may call instead
+#   values.py, evidence.py          what calls and errors bring
+#   errors.py                       what calls raise
+#   _arguments.py, _gate_results.py what they take, as it is sent
+#   _identity.py, _trainer.py       who calls, _site.py from where
+#   _family.py                      the models of one trainer
+#   _calls.py, _riders.py           numbered calls, and the observations that ride with them
+#   _observed.py                    the same in the mode observe
+#   _unnumbered.py                  request, busy, close and what check() looks at (_word.py)
+#   _faults.py, _last_calls.py      on_fatal, and the evidence it brings
+#   _ending.py                      how the trainer ended
+#   _door.py, _http.py, _answer.py  asking esperd, from patience down to bytes
+#   _launch.py                      starting an esperd
+#   _slot_objects.py                what slots.py reads of a slot object
+
 from esperd._launch import Launched, launch
 from esperd._mark import Mark, OfferedMark
 from esperd._unnumbered import Busy
