@@ -156,14 +156,14 @@ class Repeats(DoorTest):
         self.assertEqual(set(self.numbers()), {1})
 
     def test_a_call_waits_as_long_as_esperd_lives(self):
-        ep = self.connect(answer_timeout=0.2)
+        ep = self.connect(answer_timeout=0.8)  # long for a busy machine to give no sign of life
         self.door.play(hang)
-        threading.Timer(0.7, self.door.released.set).start()
+        threading.Timer(1.5, self.door.released.set).start()
         began = time.monotonic()
         self.assertEqual(ep.step_epoch(0).index, 10)
-        self.assertGreater(time.monotonic() - began, 0.6)
+        self.assertGreater(time.monotonic() - began, 0.8)
         self.assertEqual(self.numbers(), [1])
-        self.assertGreater(len(self.door.of("health")), 5)
+        self.assertGreater(len(self.door.of("health")), 2)
 
     def test_no_sign_of_life(self):
         ep = self.connect(answer_timeout=0.4)
@@ -184,8 +184,8 @@ class Repeats(DoorTest):
 
     def test_a_busy_rank_is_waited_for_also_by_who_connects(self):
         self.door.play(hang, at="session")
-        threading.Timer(0.5, self.door.released.set).start()
-        self.assertEqual(self.connect(answer_timeout=0.2).session.round, 3)
+        threading.Timer(1.2, self.door.released.set).start()
+        self.assertEqual(self.connect(answer_timeout=0.8).session.round, 3)
 
     def test_close_ends_a_call_whose_esperd_does_not_answer(self):
         ep = self.connect(answer_timeout=20)
