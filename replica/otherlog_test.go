@@ -30,11 +30,12 @@ func TestStrange(t *testing.T) {
 // that nobody admits it; two led logs refuse each other; and nobody gives way to
 // a log without a leader, or gives up one that has.
 func TestStrangersAreNotAdmitted(t *testing.T) {
+	const stranger events.NodeID = "000000000000000000000000000000ff"
 	n := openNode(t, t.TempDir(), 0, 1, "127.0.0.1:0")
 	require.Eventually(t, func() bool { return n.Status().Phase == PhaseMember }, 10*time.Second, time.Millisecond)
 	ask := func(led bool) (welcome, error) {
 		h := n.self()
-		h.Node, h.Rank, h.Lineage, h.Address, h.Led = "stranger", 0, "other", "127.0.0.1:1", led
+		h.Node, h.Rank, h.Lineage, h.Address, h.Led = stranger, 0, "other", "127.0.0.1:1", led
 		b, err := events.Marshal(h)
 		require.NoError(t, err)
 		v, err := n.onHello(context.Background(), b)
@@ -48,7 +49,7 @@ func TestStrangersAreNotAdmitted(t *testing.T) {
 	require.Equal(t, n.State().Lineage, w.Lineage)
 	require.Equal(t, n.net.Addr(), w.Leader)
 	for _, p := range n.roster.fresh(time.Hour) {
-		require.NotEqual(t, events.NodeID("stranger"), p.Node)
+		require.NotEqual(t, stranger, p.Node)
 	}
 	n.opened.Store(true) // trainers have been here: it is no voter that came back alone
 	_, err = ask(true)

@@ -24,19 +24,19 @@ func TestContradictions(t *testing.T) {
 		code  events.Code // "": let in
 		words string
 	}{
-		"two of one founding":       {code: ""},
-		"runs":                      {me: func(h *hello) { h.Run = "a" }, h: func(h *hello) { h.Run = "b" }, code: events.CodeConfigMismatch, words: `has "a"`},
-		"a run and none":            {me: func(h *hello) { h.Run = "a" }, code: ""},
-		"lineages":                  {me: func(h *hello) { h.Lineage = "x" }, h: func(h *hello) { h.Lineage = "y" }, code: events.CodeConfigMismatch, words: "part of log x"},
-		"worlds, at founding":       {h: func(h *hello) { h.World = 4 }, code: events.CodeConfigMismatch, words: "world size"},
-		"starts, at founding":       {me: func(h *hello) { h.Start = "s" }, h: func(h *hello) { h.Start = "t" }, code: events.CodeUnavailable, words: `round "t"`},
-		"a start and none":          {me: func(h *hello) { h.Start = "s" }, code: ""},
-		"a newcomer's world":        {me: func(h *hello) { h.Lineage = "x" }, h: func(h *hello) { h.World = 4 }, code: events.CodeUnavailable, words: "rank 1 of 4"},
-		"a newcomer's start":        {me: func(h *hello) { h.Lineage, h.Start = "x", "s" }, h: func(h *hello) { h.Start = "t" }, code: events.CodeUnavailable, words: "MASTER_PORT"},
-		"a newcomer":                {me: func(h *hello) { h.Lineage, h.Start = "x", "s" }, h: func(h *hello) { h.Start = "s" }, code: ""},
-		"one log, another world":    {me: func(h *hello) { h.Lineage = "x" }, h: func(h *hello) { h.Lineage, h.World = "x", 4 }, code: ""},
-		"one log, another start":    {me: func(h *hello) { h.Lineage, h.Start = "x", "s" }, h: func(h *hello) { h.Lineage, h.Start = "x", "t" }, code: ""},
-		"of a log, at a newcomer's": {h: func(h *hello) { h.Lineage, h.World = "x", 4 }, code: ""},
+		"two of one founding":                  {code: ""},
+		"runs":                                 {me: func(h *hello) { h.Run = "a" }, h: func(h *hello) { h.Run = "b" }, code: events.CodeConfigMismatch, words: `has "a"`},
+		"a run and none":                       {me: func(h *hello) { h.Run = "a" }, code: ""},
+		"lineages, which is not here to judge": {me: func(h *hello) { h.Lineage = "x" }, h: func(h *hello) { h.Lineage = "y" }, code: ""},
+		"worlds, at founding":                  {h: func(h *hello) { h.World = 4 }, code: events.CodeConfigMismatch, words: "world size"},
+		"starts, at founding":                  {me: func(h *hello) { h.Start = "s" }, h: func(h *hello) { h.Start = "t" }, code: events.CodeUnavailable, words: `round "t"`},
+		"a start and none":                     {me: func(h *hello) { h.Start = "s" }, code: ""},
+		"a newcomer's world":                   {me: func(h *hello) { h.Lineage = "x" }, h: func(h *hello) { h.World = 4 }, code: events.CodeUnavailable, words: "rank 1 of 4"},
+		"a newcomer's start":                   {me: func(h *hello) { h.Lineage, h.Start = "x", "s" }, h: func(h *hello) { h.Start = "t" }, code: events.CodeUnavailable, words: "MASTER_PORT"},
+		"a newcomer":                           {me: func(h *hello) { h.Lineage, h.Start = "x", "s" }, h: func(h *hello) { h.Start = "s" }, code: ""},
+		"one log, another world":               {me: func(h *hello) { h.Lineage = "x" }, h: func(h *hello) { h.Lineage, h.World = "x", 4 }, code: ""},
+		"one log, another start":               {me: func(h *hello) { h.Lineage, h.Start = "x", "s" }, h: func(h *hello) { h.Lineage, h.Start = "x", "t" }, code: ""},
+		"of a log, at a newcomer's":            {h: func(h *hello) { h.Lineage, h.World = "x", 4 }, code: ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			me, h := base("a"), base("b")
