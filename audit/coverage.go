@@ -51,7 +51,7 @@ func (a *auditor) cover(ctx context.Context, r *Report, one []*history) {
 func (h *history) checked() Checked {
 	b := h.about
 	c := Checked{Place: b.Place, Kind: b.Kind, Rank: b.Rank, Node: b.Node, Esperd: b.Version, Run: b.Run, Lineage: b.Lineage, Live: b.Live,
-		From: b.From, Head: b.Head, Replayed: h.replayed, Compared: h.compared, Notes: h.notes}
+		From: b.From, Head: b.Head, Replayed: h.replayed, SameAs: h.sameAs, Compared: h.compared, Notes: h.notes}
 	if h.good >= b.From && !h.asked {
 		c.Chained, c.Chain = h.good, h.chain
 	}
@@ -76,6 +76,8 @@ func (c *Checked) sentence() string {
 	var parts []string
 	add := func(format string, args ...any) { parts = append(parts, fmt.Sprintf(format, args...)) }
 	switch {
+	case c.SameAs != "":
+		add("entries %d to %d are byte for byte those of %s, and led to the same digests", c.From, c.Replayed, c.SameAs)
 	case c.Replayed > 0:
 		add("entries %d to %d replayed", c.From, c.Replayed)
 		if c.Chained > c.Replayed {

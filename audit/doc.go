@@ -10,6 +10,7 @@
 //	remote.go    an esperd's admin door
 //	stream.go    the entries of a place, checked against the chain and decoded
 //	verify.go    one history by itself: every entry replayed through package fsm
+//	same.go      ... or found to be the same as one that was replayed
 //	store.go     what a directory keeps beside the entries: images, index of calls
 //	recorded.go  what the log itself says about ranks that differed
 //	bisect.go    the first index at which two places differ

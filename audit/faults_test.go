@@ -112,6 +112,9 @@ func (w *faultWorld) write(t *testing.T, b []byte) string {
 type injected struct {
 	bytes []byte
 	entry uint64
+	// alone: by itself the store is a right one, of a log that ends with one more
+	// entry, which every replica refuses.
+	alone bool
 }
 
 type faultKind struct {
@@ -279,7 +282,7 @@ func (w *faultWorld) rebuilt(t *testing.T, rng *rand.Rand, entries [][]byte, ent
 	b, err := os.ReadFile(path)
 	require.NoError(t, err)
 	require.NoError(t, os.Remove(path))
-	return injected{bytes: b, entry: entry}
+	return injected{bytes: b, entry: entry, alone: forged && int(entry) > len(w.records)}
 }
 
 // inject audits a damaged store by itself and beside a good one.
@@ -291,6 +294,9 @@ func (w *faultWorld) inject(t *testing.T, seed int, kind faultKind) string {
 	alone := auditOf(t, dir)
 	if took := time.Since(began); took > time.Minute {
 		t.Errorf("the audits took %s", took)
+	}
+	if f.alone && alone.Outcome == Consistent && pair.Outcome != Consistent {
+		return "reported"
 	}
 	if pair.Outcome == Consistent || alone.Outcome == Consistent {
 		got, err := contentOf(filepath.Join(dir, historyName))

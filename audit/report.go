@@ -80,6 +80,7 @@ type Checked struct {
 	Head     uint64        `json:"head"`              // when it was opened
 	Chained  uint64        `json:"chain_checked_to"`  // entries read and checked against the chain; 0: none
 	Replayed uint64        `json:"replayed_to"`       // and replayed
+	SameAs   string        `json:"same_as,omitempty"` // the place that was replayed: this one holds the same bytes and digests
 	Compared uint64        `json:"compared_to"`       // with another place
 	Chain    events.Digest `json:"chain,omitzero"`    // at chain_checked_to
 	Problem  string        `json:"problem,omitempty"` // why not all could be checked

@@ -19,6 +19,7 @@ type history struct {
 	chain    events.Digest
 	replayed uint64     // the last entry replayed, with all before it; 0: none
 	state    *fsm.State // after replayed
+	sameAs   string     // the place that was replayed in its stead, and holds the same
 	refused  uint64     // entries that every replica refuses
 	faults   []fault    // in the order in which they were found
 	compared uint64     // the last entry that was compared with another place
