@@ -5,8 +5,10 @@ RACE_SCHEDULES ?= 50
 LONG_SCHEDULES ?= 20000
 # Damaged stores of audit-faults.
 AUDIT_FAULTS ?= 10000
+# Kills of torch-kill.
+TORCH_KILLS ?= 20
 
-.PHONY: help build demo test race bench sim-long audit-faults fuzz lint clean
+.PHONY: help build demo test race bench sim-long audit-faults torch-kill fuzz lint clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +37,9 @@ sim-long: ## play many more schedules of the simulated cluster
 
 audit-faults: ## damage a rank's store in many more ways, and audit it
 	ESPERD_AUDIT_FAULTS=$(AUDIT_FAULTS) $(GO) test -count=1 -timeout 24h -run TestEveryFaultIsFound -v ./audit
+
+torch-kill: ## kill a training job many more times, with other numbers of ranks in between
+	ESPERD_TORCH_KILLS=$(TORCH_KILLS) $(GO) test -count=1 -timeout 1h -run '^TestKills$$' -v ./test/torch
 
 fuzz: ## fuzz every fuzz target for FUZZTIME
 	@set -e; for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' .); do \

@@ -240,6 +240,8 @@ def train(args: argparse.Namespace) -> int:
         rank, asks = Rank(ep, args.scripted), args.mode == "keyed" or ep.rank == 0
         if state is not None:
             rank.load(state)
+        elif path and ep.rank == 0:
+            rank.save(path, -1)  # a job that is killed before its first epoch ends has a place to go back to
         for epoch in range(state["epoch"] + 1 if state else 0, args.epochs):
             loss, own = rank.epoch(epoch), rank.observe(epoch)
             decisions = rank.policy(epoch, ep.slots()) if asks else []

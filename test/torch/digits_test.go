@@ -51,8 +51,10 @@ type digitsResult struct {
 	Same      bool
 	Decisions int
 	Ranks     []struct {
-		Stages  map[string]string
-		Weights string
+		Stages    map[string]string
+		Alphas    map[string]float64
+		Lifecycle string
+		Weights   string
 	}
 }
 

@@ -5,6 +5,7 @@
 //	torch_test.go      the failures: BUG-030, JANK-003, B2-CR-03, B2-DRL-05, skew,
 //	                   and seeds that DDP does not know
 //	digits_test.go     the example, examples/ddp_digits.py
+//	kills_*_test.go    the example, killed and started again
 //	python_test.go     the Python client's own tests
 //	main_test.go       what is needed: esperd is built here, or is the one that
 //	                   ESPERD_BINARY names; Python is ESPERD_PYTHON or Debian's
