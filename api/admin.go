@@ -30,11 +30,21 @@ type State struct {
 	Rival        string        `json:"rival,omitempty" doc:"another log of this run that has a leader, too, and what to do"`
 	Evidence     []string      `json:"evidence,omitempty" doc:"directories with earlier histories that this node kept aside"`
 
+	Archive *Archive `json:"archive,omitempty" doc:"the copy of the log that rank 0's esperd keeps elsewhere; absent: none"`
+
 	Ancestors []events.Ancestor `json:"ancestors,omitempty" doc:"logs that this one continues, the latest last"`
 
 	Round    *Round           `json:"round,omitempty"`
 	Models   []Model          `json:"models"`
 	Requests []PendingRequest `json:"requests" doc:"what waits for its model's next fence"`
+}
+
+// Archive is a copy of the log that grows at checkpoints.
+type Archive struct {
+	File     string `json:"file,omitempty" doc:"absent: not written yet"`
+	Index    uint64 `json:"index" doc:"of the last entry that is there"`
+	Failures uint64 `json:"failures" doc:"how often it could not be written, since this esperd was started"`
+	Problem  string `json:"problem,omitempty" doc:"why the last try failed"`
 }
 
 // PendingRequest is a request with its place.

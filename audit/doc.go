@@ -7,6 +7,7 @@
 //	place.go     what is audited: Place, Open
 //	dir.go       a data directory, also one that an esperd has open
 //	export.go    an exported log, written and read
+//	archive.go   ... and one that grows with its log
 //	remote.go    an esperd's admin door
 //	stream.go    the entries of a place, checked against the chain and decoded
 //	verify.go    one history by itself: every entry replayed through package fsm

@@ -78,6 +78,10 @@ func (s *Server) state() *api.State {
 	for i, r := range head.Requests {
 		out.Requests[i] = api.PendingRequest{Index: r.Index, Requested: r.Asked}
 	}
+	if s.archive != nil {
+		archive := s.archive.State()
+		out.Archive = &archive
+	}
 	if r := head.Round; r.Number > 0 {
 		out.Round = &api.Round{Number: r.Number, Fingerprint: r.Fingerprint, Members: r.Members, Fault: r.Fault}
 	}

@@ -49,6 +49,9 @@ func (s *Server) checkpoint(ctx context.Context, in *api.CheckpointRequest) (any
 	if err != nil {
 		return nil, problemf(events.CodeInvalidInput, "checkpoint: %v", err)
 	}
+	if s.archive != nil {
+		s.archive.Checkpointed()
+	}
 	return &api.Mark{Mark: b, Run: at.cursor.Run, Lineage: at.cursor.Lineage, Model: t.model, Index: index,
 		Generation: m.Generation, Epoch: m.Epoch, Lifecycle: m.Digest(), Sum: sum, Bytes: len(b)}, nil
 }

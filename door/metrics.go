@@ -73,6 +73,8 @@ var (
 	faultedDesc    = gauge("round_faulted", "1 if the round is over because ranks did not make the same calls.")
 	waitingDesc    = gauge("waiting_seconds", "How long the call that waits longest has waited.", "rank", "what")
 	historyLagDesc = gauge("history_lag_entries", "Entries that are not in the history's file yet.")
+	archiveDesc    = gauge("archive_index", "Index of the last entry that the archive has.")
+	archiveBadDesc = gauge("archive_failures_total", "How often the archive could not be written.")
 	termDesc       = gauge("raft_term", "Raft's current term.")
 	lastLogDesc    = gauge("raft_last_log_index", "Index of the last entry of raft's log.")
 	stageDesc      = gauge("slot_stage", "Stage of the slot's seed: 1 DORMANT, 2 GERMINATED, 3 TRAINING, 4 BLENDING, 6 HOLDING, 7 FOSSILIZED, 8 PRUNED, 9 EMBARGOED, 10 RESETTING.", "model", "slot")
@@ -98,6 +100,11 @@ func (c nodeCollector) Collect(out chan<- prometheus.Metric) {
 	set(roundDesc, float64(head.Round.Number))
 	set(faultedDesc, boolFloat(head.Round.Fault != nil))
 	set(historyLagDesc, float64(st.HistoryLag))
+	if c.s.archive != nil {
+		a := c.s.archive.State()
+		set(archiveDesc, float64(a.Index))
+		out <- prometheus.MustNewConstMetric(archiveBadDesc, prometheus.CounterValue, float64(a.Failures))
+	}
 	for key, d := range map[string]*prometheus.Desc{"term": termDesc, "last_log_index": lastLogDesc} {
 		if v, err := strconv.ParseFloat(st.RaftStats[key], 64); err == nil {
 			set(d, v)

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
 )
 
@@ -38,8 +39,18 @@ type Options struct {
 	// Fingerprint is the rendezvous of trainers that name none.
 	Fingerprint string
 
+	// Archive is told of checkpoints; nil: there is none.
+	Archive Archive
+
 	// Token lets who has it make requests at the admin door; "": nobody.
 	Token string
+}
+
+// Archive is a copy of the log elsewhere, which grows beside the calls. No method
+// waits for it.
+type Archive interface {
+	Checkpointed()
+	State() api.Archive
 }
 
 // Server is both doors of one node.
@@ -52,6 +63,7 @@ type Server struct {
 
 	fingerprint string
 	token       string
+	archive     Archive
 
 	node        events.NodeID
 	rank, world uint64
@@ -80,7 +92,7 @@ type Server struct {
 // newServer makes a server without doors: what both of them serve.
 func newServer(o Options) *Server {
 	id := o.Replica.Status().Identity
-	s := &Server{replica: o.Replica, version: o.Version, waitMax: o.WaitMax, warnAfter: o.WarnAfter, fingerprint: o.Fingerprint, token: o.Token,
+	s := &Server{replica: o.Replica, version: o.Version, waitMax: o.WaitMax, warnAfter: o.WarnAfter, fingerprint: o.Fingerprint, token: o.Token, archive: o.Archive,
 		node: id.Node, rank: id.Rank, world: id.World,
 		ledger: ledger{waits: map[*wait]struct{}{}, last: map[string]*lastCalls{}}, looks: looks{turn: make(chan struct{}, 1)}}
 	s.sessions.rank, s.sessions.listed = s.rank, func() string { return incarnationOf(s.replica.State(), s.rank) }

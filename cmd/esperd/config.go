@@ -22,6 +22,7 @@ type RunFlags struct {
 	RunID       *string `source:"ESPERD_RUN_ID" group:"who" name:"run-id" placeholder:"ID" help:"Run to belong to, the same on all ranks."`
 	Round       *string `source:"ESPERD_ROUND" group:"who" placeholder:"TEXT" help:"What tells this start of the trainers from another, the same on all ranks."`
 	DataDir     *string `source:"ESPERD_DATA_DIR" group:"where" placeholder:"DIR" help:"This node's own directory; {rank} in it becomes the rank."`
+	ArchiveDir  *string `source:"ESPERD_ARCHIVE_DIR" group:"where" placeholder:"DIR" help:"Where rank 0's esperd keeps a copy of the log, as esperd events --export writes it: at each checkpoint and at its end."`
 	Socket      *string `source:"ESPERD_SOCKET" group:"where" placeholder:"PATH" help:"Unix socket for the trainer; {rank} as above."`
 	AdminListen *string `source:"ESPERD_ADMIN_LISTEN" group:"where" placeholder:"HOST:PORT" help:"Address of the admin HTTP door; PORT+rank gives each rank its own."`
 	TokenFile   *string `source:"ESPERD_TOKEN_FILE" group:"where" placeholder:"FILE" help:"Token that lets who has it make requests at the admin door; without one, the door only reads."`
@@ -49,6 +50,7 @@ type Config struct {
 	Round       string // the trainers' rendezvous, for those that do not name theirs; "": nobody said
 	DataDir     string
 	HostRanks   hostRanks // of this host, where the data directory is the default; none: nobody said
+	ArchiveDir  string    // "": none
 	Socket      string
 	SocketDir   bool // the socket has a directory of its own, to be made
 	AdminListen string
@@ -253,6 +255,9 @@ func (r *resolver) places(f RunFlags, c *Config) error {
 		}
 	}
 	c.DataDir = r.abs(forRank(dir, c.Rank))
+	if archive := r.pick("archive_dir", f.ArchiveDir); archive != "" {
+		c.ArchiveDir = r.abs(forRank(archive, c.Rank))
+	}
 	if err := r.socket(f.Socket, c); err != nil {
 		return err
 	}

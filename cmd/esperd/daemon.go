@@ -37,6 +37,7 @@ type daemon struct {
 	dir      *replica.DataDir
 	node     *replica.Node
 	doors    *door.Server
+	archiver *archiver // nil: nothing is archived
 	adminURL string
 	token    string // for requests at the admin door; "": nobody's
 }
@@ -151,9 +152,13 @@ func (d *daemon) openNode(security *replica.PeerSecurity) error {
 
 func (d *daemon) openDoors() error {
 	var err error
-	d.doors, err = door.Open(door.Options{Replica: d.node, Socket: d.cfg.Socket, Admin: d.cfg.AdminListen, Version: thisVersion().Esperd,
-		Fingerprint: d.cfg.Round, WaitMax: d.cfg.Timeout, Token: d.token, Logger: d.base})
-	if err != nil {
+	o := door.Options{Replica: d.node, Socket: d.cfg.Socket, Admin: d.cfg.AdminListen, Version: thisVersion().Esperd,
+		Fingerprint: d.cfg.Round, WaitMax: d.cfg.Timeout, Token: d.token, Logger: d.base}
+	if d.cfg.ArchiveDir != "" && d.cfg.Rank == 0 {
+		d.archiver = startArchiver(d.cfg.ArchiveDir, d.node, d.log)
+		o.Archive = d.archiver
+	}
+	if d.doors, err = door.Open(o); err != nil {
 		return err
 	}
 	d.adminURL = "http://" + d.doors.AdminAddr()
@@ -244,6 +249,10 @@ func (d *daemon) shut(ctx context.Context) error {
 		if err := os.Remove(d.dir.Path(adminAddrName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
+	}
+	if d.archiver != nil { // after the last call, before the node's log closes
+		d.archiver.close(ctx)
+		d.archiver = nil
 	}
 	if d.cfg.SocketDir { // outside the data directory nothing stays
 		_ = os.Remove(d.cfg.Socket + door.WordSuffix)

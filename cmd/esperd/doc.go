@@ -9,6 +9,7 @@
 //	config_socket.go  ... its socket's path
 //	adopt.go          the data directory of a rank that this host has no more
 //	daemon.go         a node with its doors, opened and closed in order
+//	archive.go        ... and the copy of its log elsewhere
 //	rejoin.go         ... and again, where the run goes on as another log
 //	run.go, exec.go   a daemon alone, and with a command
 //	exec_linux.go     ... which ends with it, exec_other.go: or does not

@@ -42,7 +42,7 @@ Stop the esperds of the directories that are left. "esperd recover DIR..." then 
 
 Then start the job as always. The recovered directory's node leads; all others, also those with an old directory, join it as new nodes.
 
-Name all directories that this machine can read: the most complete one is chosen. The old directory is kept as it was, as DIR.evidence-N. A run of which a majority of the voters can answer, or start, is refused: it needs no recovery. Where no directory is left, start all ranks with empty ones and resume a checkpoint's mark.`
+Name all directories that this machine can read: the most complete one is chosen. The old directory is kept as it was, as DIR.evidence-N. A run of which a majority of the voters can answer, or start, is refused: it needs no recovery. Where no directory is left, start all ranks with empty ones and resume a checkpoint's mark; the files of the job's --archive-dir, if it had one, tell what was before (esperd audit, replay).`
 }
 
 // recoverReport is what esperd recover prints.

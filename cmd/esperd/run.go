@@ -51,6 +51,9 @@ func (d *daemon) announce() {
 	if c.LocalRank != "" {
 		attrs = append(attrs, "local_rank", c.LocalRank)
 	}
+	if d.archiver != nil {
+		attrs = append(attrs, "archive_dir", c.ArchiveDir)
+	}
 	if c.TokenFile != "" {
 		attrs = append(attrs, "token_file", c.TokenFile)
 	}

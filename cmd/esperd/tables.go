@@ -87,6 +87,9 @@ func statusTable(w io.Writer, s *api.State, ranks []api.Rank) error {
 		if s.Rival != "" {
 			row("ANOTHER LOG", s.Rival)
 		}
+		if s.Archive != nil {
+			row("archive", archiveText(s.Archive))
+		}
 		for _, dir := range s.Evidence {
 			row("evidence", "an earlier history of this rank is kept at "+dir)
 		}
@@ -97,6 +100,17 @@ func statusTable(w io.Writer, s *api.State, ranks []api.Rank) error {
 		requestRows(row, s.Requests)
 		observedRows(row, ranks)
 	})
+}
+
+func archiveText(a *api.Archive) string {
+	text := "nothing yet"
+	if a.Index > 0 {
+		text = fmt.Sprintf("%s, to entry %d", a.File, a.Index)
+	}
+	if a.Problem != "" {
+		text += "; FAILED: " + oneLine(a.Problem)
+	}
+	return text
 }
 
 // joiningText is what a node waits for that is not part of a log.
