@@ -3,6 +3,7 @@ package sim
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -68,6 +69,10 @@ func checkLog(t *testing.T, w *world, j *job, seed uint64) fsm.Round {
 	head := first.Status().Index
 	authority := events.NodeID("")
 	state, requests := fsm.New(), requests{}
+	resumed := map[uint64]*checkpoint{}
+	for id, c := range j.resumed {
+		resumed[j.acked[id]] = c
+	}
 	opened := []uint64{0} // by round, its entry
 	for i := uint64(1); i <= head; i++ {
 		e, rec, err := first.Entry(i)
@@ -90,6 +95,12 @@ func checkLog(t *testing.T, w *world, j *job, seed uint64) fsm.Round {
 		}
 		if out.Refused == "" && e.Kind == events.KindRound {
 			opened = append(opened, i)
+		}
+		if c := resumed[i]; c != nil {
+			require.Empty(t, out.Refused, "seed %d: entry %d", seed, i)
+			require.NoError(t, c.is(next), "seed %d: entry %d", seed, i)
+			require.True(t, slices.ContainsFunc(e.Events, func(ev events.Event) bool { return ev.Rewound != nil }), "seed %d: entry %d resumes a mark", seed, i)
+			wentBack.Add(1)
 		}
 		state, authority = next, next.Round.Authority()
 	}

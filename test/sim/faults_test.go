@@ -38,10 +38,13 @@ var faults = []func(*schedule, *host){
 }
 
 func (s *schedule) play() {
-	lost := s.r.IntN(16)
+	lost, all := s.r.IntN(16), s.r.IntN(24)
 	for i := range 3 + s.r.IntN(6) {
 		if i == lost {
 			s.loseQuorum()
+		}
+		if i == all {
+			s.loseAll()
 		}
 		s.pause(4000)
 		job := s.w.job()

@@ -66,6 +66,44 @@ func (s *schedule) loseQuorum() {
 	require.NoError(t, deadline.Err(), "the world did not repair itself after it was recovered from host %d: %s", chosen.id, w.tells())
 }
 
+// loseAll is the loss of every disk. The job founds a new log and goes on from the
+// mark that rank 0 has with its weights.
+func (s *schedule) loseAll() {
+	if s.restarts > 0 || !s.j.hasMark() || !s.j.stop() { // machines that linger would come back with the old log
+		return
+	}
+	for _, h := range s.w.hosts {
+		require.NoError(s.t, h.crash())
+		h.wipe()
+	}
+	s.j.forgetAll()
+	s.w.net.HealAll()
+	for _, h := range s.w.job() {
+		require.NoError(s.t, h.start())
+	}
+	s.j.begin(len(s.w.job()))
+	s.await("after all disks were lost")
+	foundedAnew.Add(1)
+}
+
+func (j *job) hasMark() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.stored != nil
+}
+
+// forgetAll drops what was answered by a log that nobody has any more.
+func (j *job) forgetAll() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	clear(j.answers)
+	clear(j.acked)
+	clear(j.late)
+	clear(j.asked)
+	clear(j.marks)
+	clear(j.resumed)
+}
+
 // whole reports whether every node has the whole history of one log: until then
 // it may be on one disk alone.
 func (w *world) whole() bool {
@@ -171,6 +209,8 @@ func (j *job) forget(t *testing.T, history *events.History, kept *replica.Kept) 
 			require.False(t, j.acked[id] > 0 && j.acked[id] <= kept.State.Index, "call %+v was answered from entry %d, and the copy that ends at entry %d does not have it", id, j.acked[id], kept.State.Index)
 			delete(j.answers, id)
 			delete(j.acked, id)
+			delete(j.marks, id)
+			delete(j.resumed, id)
 			continue
 		}
 		rec, err := history.Read(index)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,6 +21,10 @@ import (
 // another number, ESPERD_SIM_SEED plays one seed with its log, and
 // ESPERD_SIM_LOGS names a directory that keeps the logs of those that failed.
 const schedules = 2000
+
+// wentBack and foundedAnew count what the schedules came to: checked resumes, and
+// logs that began with a mark.
+var wentBack, foundedAnew atomic.Int64
 
 func TestSchedules(t *testing.T) {
 	if seed := os.Getenv("ESPERD_SIM_SEED"); seed != "" {
@@ -34,6 +39,12 @@ func TestSchedules(t *testing.T) {
 		n, err = strconv.Atoi(s)
 		require.NoError(t, err)
 	}
+	t.Cleanup(func() { // after all of them
+		t.Logf("%d resumes of marks, %d logs founded anew", wentBack.Load(), foundedAnew.Load())
+		if n >= 100 && !t.Failed() && (wentBack.Load() < int64(n) || foundedAnew.Load() == 0) {
+			t.Error("too few of them to show anything")
+		}
+	})
 	for seed := range uint64(n) {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			t.Parallel()

@@ -33,6 +33,9 @@ type job struct {
 	acked    map[events.CallID]uint64                   // rank 0's answered calls -> index
 	late     map[events.CallID]uint64                   // likewise, of trainers that were left from the start before
 	asked    map[uint64]string                          // index of a request that was acknowledged -> its slot
+	marks    map[events.CallID]events.Digest            // of the mark that was taken after a call
+	stored   *checkpoint                                // the last that rank 0 has with its weights
+	resumed  map[events.CallID]*checkpoint              // likewise by rank 0's answered calls
 	broken   error
 	done     map[uint64]uint64 // rank -> 1 + attempt in which it played all its rounds
 	doing    map[uint64]string // rank -> what it does, for a failing test
@@ -40,7 +43,8 @@ type job struct {
 
 func newJob(w *world, seed uint64, rounds, calls int) *job {
 	return &job{w: w, seed: seed, rounds: rounds, calls: calls, restart: make(chan struct{}), size: uint64(len(w.ranks)),
-		answers: map[events.CallID]map[uint64]events.Digest{}, acked: map[events.CallID]uint64{}, late: map[events.CallID]uint64{}, asked: map[uint64]string{}, doing: map[uint64]string{}, done: map[uint64]uint64{}}
+		answers: map[events.CallID]map[uint64]events.Digest{}, acked: map[events.CallID]uint64{}, late: map[events.CallID]uint64{}, asked: map[uint64]string{},
+		marks: map[events.CallID]events.Digest{}, resumed: map[events.CallID]*checkpoint{}, doing: map[uint64]string{}, done: map[uint64]uint64{}}
 }
 
 // stop ends the trainers of this start on all ranks; false: they have played all
@@ -165,6 +169,9 @@ func (j *job) round(ctx context.Context, rank, size uint64, incarnation, fingerp
 			return false
 		}
 		cursor = index
+		if script.marks(uint64(k)) {
+			j.checkpoint(ctx, rank, events.CallID{Round: number, Model: model, Call: uint64(k)}, index)
+		}
 		if pace.IntN(6) == 0 {
 			j.ask(ctx, rank, []string{"a", "b", "c", "nowhere"}[pace.IntN(4)])
 		}
@@ -207,7 +214,8 @@ func (j *job) call(ctx context.Context, rank, round, k, cursor uint64, script *s
 		j.does(rank, "call %d of round %d: entry %d, %v", k, round, index, err)
 		var e *replica.Error
 		switch {
-		case err == nil && j.w.alive(rank) == n && j.answered(rank, n, id, index):
+		case err == nil && j.w.alive(rank) == n && j.answered(rank, n, id, index, script.resumed[k]):
+			j.wentBack(ctx, rank, n, index)
 			script.next(k)
 			return index, true
 		case errors.As(err, &e) && e.Code == events.CodeNotAuthority:
@@ -239,6 +247,13 @@ func (j *job) decide(ctx context.Context, n *replica.Node, id events.CallID, cur
 		}
 	}
 	args := script.args(id.Call)
+	if c := j.resume(script, n.State(), id.Call); c != nil {
+		var err error
+		if args, err = c.args(n); err != nil {
+			return 0, err
+		}
+		script.steps[id.Call] = true
+	}
 	key.Op, key.Args = args.Op(), fsm.ArgsHash(args)
 	if !key.Op.Fence() && key.Op != events.OpConfigure {
 		key.Slot = script.slot(id.Call)
@@ -268,7 +283,7 @@ func find(ctx context.Context, n *replica.Node, id events.CallID) (uint64, error
 
 // answered notes what a rank was answered and checks that no other rank was
 // answered otherwise.
-func (j *job) answered(rank uint64, n *replica.Node, id events.CallID, index uint64) bool {
+func (j *job) answered(rank uint64, n *replica.Node, id events.CallID, index uint64, resumed *checkpoint) bool {
 	_, rec, err := n.Entry(index)
 	if err != nil {
 		return false
@@ -281,6 +296,9 @@ func (j *job) answered(rank uint64, n *replica.Node, id events.CallID, index uin
 	j.answers[id][rank] = sum
 	if rank == 0 {
 		j.acked[id] = index
+		if resumed != nil {
+			j.resumed[id] = resumed
+		}
 	}
 	var other uint64
 	differs := false
@@ -329,16 +347,17 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // script is the sequence of calls of one round, the same on every rank. What it
 // asks for may well be refused.
 type script struct {
-	seed   uint64
-	round  uint64
-	fences uint64
-	epoch  int64 // last stepped, as rank 0's cursor shows it
-	steps  map[uint64]bool
-	haste  *rand.Rand
+	seed    uint64
+	round   uint64
+	fences  uint64
+	epoch   int64 // last stepped, as rank 0's cursor shows it
+	steps   map[uint64]bool
+	resumed map[uint64]*checkpoint // by call, what rank 0 has chosen; nil: nothing
+	haste   *rand.Rand
 }
 
 func newScript(seed, round uint64) *script {
-	return &script{seed: seed, round: round, epoch: -1, steps: map[uint64]bool{}, haste: rand.New(rand.NewPCG(seed, round))}
+	return &script{seed: seed, round: round, epoch: -1, steps: map[uint64]bool{}, resumed: map[uint64]*checkpoint{}, haste: rand.New(rand.NewPCG(seed, round))}
 }
 
 func (s *script) rand(k uint64) *rand.Rand { return rand.New(rand.NewPCG(s.seed^s.round<<32, k)) }
