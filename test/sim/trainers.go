@@ -170,7 +170,7 @@ func (j *job) round(ctx context.Context, rank, size uint64, incarnation, fingerp
 		}
 		cursor = index
 		if script.marks(uint64(k)) {
-			j.checkpoint(ctx, rank, events.CallID{Round: number, Model: model, Call: uint64(k)}, index)
+			j.checkpoint(rank, events.CallID{Round: number, Model: model, Call: uint64(k)}, index)
 		}
 		if pace.IntN(6) == 0 {
 			j.ask(ctx, rank, []string{"a", "b", "c", "nowhere"}[pace.IntN(4)])
@@ -215,7 +215,7 @@ func (j *job) call(ctx context.Context, rank, round, k, cursor uint64, script *s
 		var e *replica.Error
 		switch {
 		case err == nil && j.w.alive(rank) == n && j.answered(rank, n, id, index, script.resumed[k]):
-			j.wentBack(ctx, rank, n, index)
+			j.wentBack(rank, n, index)
 			script.next(k)
 			return index, true
 		case errors.As(err, &e) && e.Code == events.CodeNotAuthority:

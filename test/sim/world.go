@@ -220,8 +220,8 @@ func (h *host) close(ctx context.Context) error {
 	n, data := h.node, h.data
 	h.mu.Unlock()
 	err := n.Close(ctx)
-	if h.dying() { // it crashed over it
-		return errors.Join(err, h.bury())
+	if h.dying() { // it crashed over it, which err tells
+		return h.bury()
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
