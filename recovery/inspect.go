@@ -60,7 +60,7 @@ func newWork(dir string, log *slog.Logger) (*work, error) {
 		return nil, errors.Join(err, left.refused())
 	}
 	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
-		return nil, errors.Join(err, fmt.Errorf("%s is not a data directory", dir))
+		return nil, errors.Join(err, fmt.Errorf("%s is not a data directory: name those that are left (RUN/rankN; `esperd gc` lists the runs), or the run with ESPERD_RUN_ID", dir))
 	}
 	if err := checkSpace(dir); err != nil {
 		return nil, err
