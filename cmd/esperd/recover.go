@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,7 +45,7 @@ Stop the esperds of the directories that are left. "esperd recover DIR..." then 
 
 Then start the job as always. The recovered directory's node leads; all others, also those with an old directory, join it as new nodes.
 
-Name all directories that this machine can read: the most complete one is chosen. The old directory is kept as it was, as DIR.evidence-N. A run of which a majority of the voters can answer, or start, is refused: it needs no recovery. Where no directory is left, start all ranks with empty ones and resume a checkpoint's mark; the files of the job's --archive-dir, if it had one, tell what was before (esperd audit, replay).`
+Name all directories that this machine can read (those beside a named one, as rankN of the same run, are looked at too): the most complete one is chosen. The old directory is kept as it was, as DIR.evidence-N. A run of which a majority of the voters can answer, or start, is refused: it needs no recovery. Where no directory is left, start all ranks with empty ones and resume a checkpoint's mark; the files of the job's --archive-dir, if it had one, tell what was before (esperd audit, replay).`
 }
 
 // recoverReport is what esperd recover prints.
@@ -127,7 +130,35 @@ func (c *recoverCmd) resolve(r *resolver) (Config, []string, error) {
 	for _, dir := range list {
 		dirs = append(dirs, r.place(dir))
 	}
-	return cfg, dirs, nil
+	return cfg, withSiblings(dirs), nil
+}
+
+var rankDir = regexp.MustCompile(`^rank[0-9]+$`)
+
+// withSiblings adds the directories of the same run that lie beside the named
+// ones: voters that could simply be started are no reason to recover.
+func withSiblings(dirs []string) []string {
+	all := slices.Clone(dirs)
+	for _, dir := range dirs {
+		mine, err := replica.ReadIdentity(dir)
+		if err != nil || mine.Run == "" || !rankDir.MatchString(filepath.Base(dir)) {
+			continue
+		}
+		beside, err := os.ReadDir(filepath.Dir(dir))
+		if err != nil {
+			continue // it can be read, and no other can
+		}
+		for _, entry := range beside {
+			other := filepath.Join(filepath.Dir(dir), entry.Name())
+			if !entry.IsDir() || !rankDir.MatchString(entry.Name()) || slices.Contains(all, other) {
+				continue
+			}
+			if id, err := replica.ReadIdentity(other); err == nil && id.Run == mine.Run {
+				all = append(all, other)
+			}
+		}
+	}
+	return all
 }
 
 // place is a directory behind symbolic links; they stay as they are.
