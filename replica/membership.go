@@ -108,7 +108,7 @@ func (v *view) holds(more, less events.NodeID) bool {
 			continue
 		}
 		voting++
-		if p, heard := v.peer(id); heard && p.World == world.World && p.Start == world.Start {
+		if p, heard := v.peer(id); heard && sameStart(p.hello, world) {
 			alive++
 		}
 	}
@@ -185,12 +185,13 @@ func (v *view) admission() (change, bool) {
 }
 
 // world returns the size and start that most of the living nodes were started
-// with: a process of the start before may still be among them.
+// with: a process of the start before may still be among them. Older nodes do not
+// tell their start; they count for each.
 func (v *view) world() hello {
 	count := func(a peer) int {
 		n := 0
 		for _, b := range v.peers {
-			if a.World == b.World && a.Start == b.Start {
+			if sameStart(a.hello, b.hello) {
 				n++
 			}
 		}
@@ -211,7 +212,7 @@ func (v *view) order() []peer {
 	world := v.world()
 	class := func(p peer) int {
 		switch {
-		case p.World != world.World || p.Start != world.Start:
+		case !sameStart(p.hello, world):
 			return 3
 		case p.Rank == 0:
 			return 0

@@ -57,7 +57,7 @@ func (v *view) ranks(world uint64, names ...string) *view {
 }
 
 func (v *view) joins(rank, world uint64, id events.NodeID, index uint64) *view {
-	v.peers = append(v.peers, peer{hello: hello{Node: id, Rank: rank, World: world, Address: addressOf(string(id)+":1", id), Index: index}})
+	v.peers = append(v.peers, peer{hello: hello{Node: id, Rank: rank, World: world, Address: addressOf(string(id)+":1", id), Index: index, Start: "now"}})
 	return v
 }
 
@@ -93,6 +93,11 @@ func TestMembershipStep(t *testing.T) {
 	onPort := testView("A", nil, "A", "B", "C!").ranks(3, "A", "B").joins(2, 3, "D", 0)
 	onPort.peers[2].Address = "C:1#D"
 	onPort.silent = func(events.NodeID) time.Duration { return 3 * time.Second }
+	// In the middle of an upgrade only A and B tell their start.
+	upgraded := testView("B", []string{"A", "B", "C", "D", "E"}, "A", "B", "C", "d", "e").ranks(5, "A", "B", "C", "D", "E")
+	for i := range upgraded.peers[2:] {
+		upgraded.peers[2+i].Start = ""
+	}
 
 	for name, c := range map[string]struct {
 		v    *view
@@ -121,6 +126,7 @@ func TestMembershipStep(t *testing.T) {
 		"and votes no more when it is not needed": {fromStart, "demote A"},
 		"but nobody relies on it":                 {onStart, "lead B"},
 		"two nodes for rank 0: the round's":       {twoFirst, "lead B"},
+		"most nodes are too old to tell":          {upgraded, "lead A"},
 		"a lost disk, told by its rank":           {testView("A", abc, "A", "B", "C!", "d").ranks(3, "A", "B", "D"), "lead A"},
 		"a lost disk, told by its address":        {onPort, "remove C"},
 	} {
