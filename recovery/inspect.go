@@ -125,5 +125,5 @@ func (w *work) close() error {
 
 // discard removes the work directory, which is a copy.
 func (w *work) discard() error {
-	return errors.Join(w.close(), os.RemoveAll(w.dir))
+	return errors.Join(w.close(), removeCopy(w.dir))
 }

@@ -58,14 +58,21 @@ func (p *Plan) against(final bool, format string, args ...any) {
 	p.Against = append(p.Against, Reason{Why: fmt.Sprintf(format, args...), Final: final})
 }
 
-// compare orders survivors: a log that continues another one is after it, and
-// then raft's own order, by the term of the last entry and its index. An entry
-// that was committed is in the greatest of those that are left, if it is in any.
+// compare orders survivors: a log that continues another one is after it, and so
+// is one that took for decided what the other has otherwise, at the end that is in
+// raft's log alone; then comes raft's own order, by the term of the last entry and
+// its index. An entry that was committed is in the greatest of those that are
+// left, if it is in any.
 func compare(a, b *Survivor) int {
 	switch {
 	case continues(a, b):
 		return 1
 	case continues(b, a):
+		return -1
+	case overrules(a, b) != overrules(b, a): // a directory without a raft log does not tell its term
+		if overrules(a, b) {
+			return 1
+		}
 		return -1
 	case a.Kept.RaftProblem == nil && b.Kept.RaftProblem == nil && a.Kept.RaftTerm != b.Kept.RaftTerm:
 		return cmp.Compare(a.Kept.RaftTerm, b.Kept.RaftTerm)
@@ -76,6 +83,11 @@ func compare(a, b *Survivor) int {
 // continues reports whether a's log goes on where b's was lost.
 func continues(a, b *Survivor) bool {
 	return slices.ContainsFunc(a.Kept.State.Ancestors, func(l events.Ancestor) bool { return l.Lineage == b.Kept.State.Lineage })
+}
+
+// overrules reports whether a took an entry for decided that b has otherwise.
+func overrules(a, b *Survivor) bool {
+	return a.Kept.State.Lineage == b.Kept.State.Lineage && parted(a.Kept, b.Kept, min(a.Kept.Committed, b.Kept.State.Index)) > 0
 }
 
 // compare looks for what a directory says otherwise than the chosen one. What
@@ -94,16 +106,19 @@ func (p *Plan) compare(other *Survivor, told bool) {
 	case o.State.Lineage != c.State.Lineage:
 		return
 	}
-	if i := parted(c, o); i > 0 && !told {
+	if i := parted(c, o, min(c.Committed, o.Committed)); i > 0 && !told {
 		p.against(false, "%s and %s contradict each other from entry %d on, though both took it for decided: compare them (each esperd shows its entries alone, too), and name the one to go on with by --from", p.Chosen.Dir, other.Dir, i)
+	} else if i := parted(c, o, min(c.State.Index, o.Committed)); i > 0 && !told {
+		p.against(false, "%s took other entries for decided, from entry %d on, than those at the end of %s, which are from raft's log: look at both, and name the one to go on with by --from", other.Dir, i, p.Chosen.Dir)
 	} else if !told && o.Committed > c.State.Index {
 		p.against(false, "%s has entries up to %d, which were decided, and %s ends at %d: look at both, and name the one to go on with by --from", other.Dir, o.Committed, p.Chosen.Dir, c.State.Index)
 	}
 }
 
-// parted is the first entry that two histories have otherwise; 0: none.
-func parted(a, b *replica.Kept) uint64 {
-	from, to := max(a.Links.From, b.Links.From), min(a.Committed, b.Committed)
+// parted is the first entry up to a given one that two logs have otherwise; 0:
+// none.
+func parted(a, b *replica.Kept, to uint64) uint64 {
+	from := max(a.Links.From, b.Links.From)
 	for i := from; i <= to; i++ {
 		x, _ := a.Links.At(i)
 		y, _ := b.Links.At(i)

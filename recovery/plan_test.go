@@ -35,6 +35,8 @@ func TestChoose(t *testing.T) {
 	foreign.Kept.State.Run = "other"
 	blind := survivor("f", 0, 6, 6, 0)
 	blind.Kept.RaftProblem = errors.New("gone")
+	decided := survivor("g", 0, 6, 6, 5) // a has other entries from there on, and in raft's log alone
+	decided.Kept.RaftProblem = errors.New("gone")
 	for name, c := range map[string]struct {
 		survivors []*Survivor
 		from      string
@@ -49,6 +51,8 @@ func TestChoose(t *testing.T) {
 		"another log":                        {[]*Survivor{survivor("a", 2, 7, 7, 0), other}, "", "d", "neither continues the other"},
 		"another run":                        {[]*Survivor{survivor("a", 2, 7, 7, 0), foreign}, "", "a", `of run "other"`},
 		"no raft log, longer":                {[]*Survivor{survivor("a", 2, 5, 5, 0), blind}, "", "f", ""},
+		"decided, against a longer end":      {[]*Survivor{survivor("a", 2, 7, 4, 5), decided}, "", "g", ""},
+		"a later term, against decisions":    {[]*Survivor{survivor("a", 9, 7, 4, 5), decided}, "a", "a", ""},
 		"from is no candidate":               {[]*Survivor{survivor("a", 2, 5, 5, 0)}, "x", "", "cannot be continued"},
 		"a later term that lacks decisions":  {[]*Survivor{survivor("a", 2, 7, 7, 0), survivor("b", 3, 6, 6, 0)}, "", "b", "a has entries up to 7, which were decided"},
 	} {

@@ -254,11 +254,46 @@ func TestRecoverBetweenTwoRenames(t *testing.T) {
 func TestUnknownLeftover(t *testing.T) {
 	dir, _ := trained(t, 1, false)
 	require.NoError(t, os.Mkdir(dir+workSuffix, 0o700))
+	mine := filepath.Join(dir+workSuffix, "mine")
+	require.NoError(t, os.WriteFile(mine, nil, 0o600))
 	_, err := Inspect(dir, discard)
 	require.ErrorContains(t, err, "nothing tells which is which")
 	_, err = Settle(dir)
 	require.ErrorContains(t, err, "move the second one aside")
-	require.DirExists(t, dir+workSuffix)
+	require.FileExists(t, mine)
+}
+
+// A crash before the note is written, or after all but it was removed, leaves
+// nothing that anybody could miss.
+func TestLeftoverWithoutNote(t *testing.T) {
+	dir, _ := trained(t, 1, false)
+	was := sums(t, dir)
+	require.NoError(t, os.Mkdir(dir+workSuffix, 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(dir+workSuffix, noteName+".tmp"), []byte("{"), 0o600))
+	left, err := Leftover(dir)
+	require.NoError(t, err)
+	require.Contains(t, left, "is its copy")
+	done, err := Settle(dir)
+	require.NoError(t, err)
+	require.False(t, done)
+	require.NoDirExists(t, dir+workSuffix)
+	require.Equal(t, was, sums(t, dir))
+}
+
+// A directory is gone for good only where no recovery is about to fill its place.
+func TestPending(t *testing.T) {
+	dir, _ := trained(t, 1, false)
+	require.NoError(t, Pending(dir))
+	_, err := recoverDir(inspect(t, dir), discard, func(step string) error {
+		if step == "exchange" {
+			return errors.New("crash")
+		}
+		return nil
+	})
+	require.Error(t, err)
+	require.NoError(t, Pending(dir), "its esperd may start: only a copy is lost")
+	require.NoError(t, os.Rename(dir, dir+".evidence-1"))
+	require.ErrorContains(t, Pending(dir), "give --yes to complete that")
 }
 
 func TestDirectoryInUse(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/esperd/esperd/replica"
 )
@@ -66,11 +67,12 @@ const (
 
 // look says what is beside a directory. It changes nothing.
 func look(dir string) (leftover, error) {
-	_, err := os.Lstat(dir + workSuffix)
+	inside, err := os.ReadDir(dir + workSuffix)
 	there := err == nil
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return leftover{}, err
 	}
+	unnoted := there && !slices.ContainsFunc(inside, func(e os.DirEntry) bool { return e.Name() != noteName+".tmp" })
 	_, err = os.Lstat(dir)
 	gone := errors.Is(err, fs.ErrNotExist)
 	_, ours, err := readNote(dir)
@@ -88,7 +90,7 @@ func look(dir string) (leftover, error) {
 	case !there:
 	case work && gone && made.Complete:
 		l.kind = between
-	case work && !ours && !gone:
+	case (work || unnoted) && !ours && !gone:
 		l.kind = unfinished
 	case ours && !work:
 		l.kind = unmoved
@@ -133,6 +135,17 @@ func Leftover(dir string) (string, error) {
 	return l.found(), err
 }
 
+// Pending is an error where a recovery was interrupted when the old directory was
+// gone and the new one not in its place yet: a node that started there now would
+// be a new one, and the recovered directory taken for a copy.
+func Pending(dir string) error {
+	l, err := look(dir)
+	if err != nil || l.kind != between {
+		return err
+	}
+	return fmt.Errorf("esperd recover comes first: %w", l.refused())
+}
+
 // Settle completes an interrupted recovery, or removes its copy. done: the
 // directory is a recovered one, and there is nothing else to do.
 func Settle(dir string) (done bool, err error) {
@@ -149,7 +162,7 @@ func Settle(dir string) (done bool, err error) {
 	case nothing:
 		return false, nil
 	case unfinished:
-		return false, os.RemoveAll(dir + workSuffix)
+		return false, removeCopy(dir + workSuffix)
 	case between:
 		if err := os.Rename(dir+workSuffix, dir); err != nil {
 			return false, err
@@ -164,6 +177,24 @@ func Settle(dir string) (done bool, err error) {
 		return true, unmark(dir)
 	}
 	return false, l.refused()
+}
+
+// removeCopy removes a work directory, its note last: without, nobody could tell
+// after a crash that the rest is a copy.
+func removeCopy(work string) error {
+	inside, err := os.ReadDir(work)
+	if err != nil {
+		return err
+	}
+	for _, e := range inside {
+		if e.Name() == noteName {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(work, e.Name())); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(work)
 }
 
 // keep moves the old directory from where the swap has put it to its name as

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/esperd/esperd/door"
+	"github.com/esperd/esperd/recovery"
 	"github.com/esperd/esperd/replica"
 )
 
@@ -64,6 +65,9 @@ func openDaemon(cfg Config, base *slog.Logger) (_ *daemon, err error) {
 		d.log.Warn("--insecure: whoever can reach the peers' address can write into the log", "listen", cfg.Listen)
 	}
 	if d.token, err = readToken(cfg.TokenFile); err != nil {
+		return d, err
+	}
+	if err := recovery.Pending(d.cfg.DataDir); err != nil {
 		return d, err
 	}
 	adopt(&d.cfg, d.log)

@@ -165,7 +165,7 @@ func (r *recoverReport) consequences(w io.Writer) {
 		lost = fmt.Sprintf("what was decided after entry %d, if anything was: of the voters %s nothing is left here", k.State.Index, strings.Join(names, ", "))
 	}
 	fmt.Fprintf(w, "  lost    %s\n", oneLine(lost))
-	fmt.Fprintf(w, "  marks   those of entries up to %d stay good; a later one is of what is lost, and is resumed into a model that is fresh (reset() first)\n", k.State.Index)
+	fmt.Fprintf(w, "  marks   those of entries up to %d stay good; a later one is of what is lost, and can be resumed all the same\n", k.State.Index)
 	for _, s := range p.Survivors {
 		if s != p.Chosen {
 			fmt.Fprintf(w, "  rejoins %s: when its esperd starts, it keeps this directory aside and joins as a new node\n", oneLine(s.Dir))
