@@ -34,6 +34,7 @@ func openRemote(ctx context.Context, url string, timeout time.Duration) (Place, 
 	if a.From > 1 {
 		l, err := p.link(ctx, a.From, a.From)
 		if err != nil {
+			p.admin.Close()
 			return nil, err
 		}
 		a.FirstChain = l.Before

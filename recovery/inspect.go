@@ -17,6 +17,7 @@ type Survivor struct {
 	Dir      string
 	Node     events.NodeID // empty: node.json does not tell
 	Identity error         // why node.json does not
+	Peers    []string      // HOST:PORT, where it last heard of the other nodes
 	Kept     *replica.Kept // nil: it is no candidate
 	Problem  error         // why not
 }
@@ -73,7 +74,7 @@ func newWork(dir string, log *slog.Logger) (*work, error) {
 
 // inspect copies and verifies.
 func (w *work) inspect() (*Survivor, error) {
-	s := &Survivor{Dir: w.of}
+	s := &Survivor{Dir: w.of, Peers: replica.PeersOf(w.of)}
 	id, err := replica.ReadIdentity(w.of)
 	s.Node, s.Identity = id.Node, err
 	if err := w.step("copy"); err != nil {

@@ -129,15 +129,31 @@ func parted(a, b *replica.Kept, to uint64) uint64 {
 	return 0
 }
 
+// members are the chosen one's log's, as its raft log has them, else another
+// directory's of the same log; nil: not known.
+func (p *Plan) members() []replica.Member {
+	for _, s := range slices.Concat([]*Survivor{p.Chosen}, p.Survivors) {
+		if s.Kept != nil && s.Kept.State.Lineage == p.Chosen.Kept.State.Lineage && len(s.Kept.Members) > 0 {
+			return s.Kept.Members
+		}
+	}
+	return nil
+}
+
 // Addresses are where the members of the chosen one's log were, this node's own
 // included: another may be there now.
 func (p *Plan) Addresses() []string {
+	if p.Chosen == nil {
+		return nil
+	}
+	var all []string
+	for _, m := range p.members() {
+		all = append(all, m.Address)
+	}
 	var out []string
-	if p.Chosen != nil {
-		for _, m := range p.Chosen.Kept.Members {
-			if !slices.Contains(out, m.Address) {
-				out = append(out, m.Address)
-			}
+	for _, address := range slices.Concat(all, p.Chosen.Peers) {
+		if !slices.Contains(out, address) {
+			out = append(out, address)
 		}
 	}
 	return out
@@ -149,13 +165,14 @@ func (p *Plan) Heard(peers []replica.PeerStatus) {
 	if p.Chosen == nil {
 		return
 	}
-	lineage, index := p.Chosen.Kept.State.Lineage, p.Chosen.Kept.State.Index
+	run, lineage, index := p.Chosen.Kept.State.Run, p.Chosen.Kept.State.Lineage, p.Chosen.Kept.State.Index
 	for i := range peers {
 		a := &peers[i]
 		switch {
 		case a.Refused():
 			p.against(false, "at %s there is an esperd that does not let this one ask: %v", a.Address, a.Err)
 		case a.Err != nil:
+		case a.Run != "" && a.Run != run: // another job has the address now
 		case a.Leader != "" && a.Lineage == lineage:
 			p.against(true, "the world is healthy: rank %d's node %s at %s follows a leader, node %s; start this rank's esperd, with an empty directory if this one is damaged", a.Rank, a.Node, a.Address, a.Leader)
 		case a.Leader != "":
@@ -172,7 +189,7 @@ func (p *Plan) Heard(peers []replica.PeerStatus) {
 func (p *Plan) quorum(peers []replica.PeerStatus) {
 	voters := 0
 	var there []string
-	for _, m := range p.Chosen.Kept.Members {
+	for _, m := range p.members() {
 		if !m.Voter {
 			continue
 		}
@@ -188,6 +205,9 @@ func (p *Plan) quorum(peers []replica.PeerStatus) {
 			}
 		}
 	}
+	if voters == 0 && len(peers) == 0 && len(p.Chosen.Kept.State.Nodes) > 1 {
+		p.against(false, "%s does not tell where the other %d nodes of its log are, so that nobody could be asked whether the world is healthy: name one by --join or --url", p.Chosen.Dir, len(p.Chosen.Kept.State.Nodes)-1)
+	}
 	if voters > 0 && len(there) > voters/2 {
 		p.against(true, "nothing needs to be recovered: %d of %d voters are here (%s), which is a majority; start their esperds, and the world goes on", len(there), voters, strings.Join(there, ", "))
 	}
@@ -196,7 +216,7 @@ func (p *Plan) quorum(peers []replica.PeerStatus) {
 // Missing are the voters of which nothing is left here.
 func (p *Plan) Missing() []replica.Member {
 	var out []replica.Member
-	for _, m := range p.Chosen.Kept.Members {
+	for _, m := range p.members() {
 		here := func(s *Survivor) bool { return s.Node == m.Node && s.Kept != nil }
 		if m.Voter && !slices.ContainsFunc(p.Survivors, here) {
 			out = append(out, m)

@@ -91,6 +91,7 @@ func TestHeard(t *testing.T) {
 		"another leader":    {nil, []replica.PeerStatus{{Address: "h3:1", Node: "9", Lineage: "M", Leader: "9"}}, "goes on already, as log M", true},
 		"who has more":      {nil, []replica.PeerStatus{{Address: "h3:1", Node: "3", Rank: 3, Lineage: "L", Index: 6}}, "has this log up to entry 6", false},
 		"who refuses":       {nil, []replica.PeerStatus{{Address: "h3:1", Err: &replica.SecurityError{Text: "no secret"}}}, "does not let this one ask: no secret", false},
+		"another job":       {nil, []replica.PeerStatus{{Address: "h3:1", Node: "9", Run: "other", Lineage: "M", Leader: "9"}}, "", false},
 		"a nonvoter, empty": {nil, []replica.PeerStatus{{Address: "h3:1", Node: "8"}}, "", false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -113,4 +114,29 @@ func TestHeard(t *testing.T) {
 	p := Choose([]*Survivor{survivor("1", 1, 5, 5, 0)}, "")
 	require.Len(t, p.Missing(), 2)
 	require.Equal(t, []string{"h0:1", "h1:1", "h2:1", "h3:1"}, p.Addresses())
+}
+
+// A directory whose raft log cannot be used does not tell who votes.
+func TestWhoIsAskedWithoutRaft(t *testing.T) {
+	blind := survivor("1", 0, 6, 6, 0)
+	blind.Kept.RaftProblem, blind.Kept.Members = errors.New("gone"), nil
+	blind.Kept.State.Nodes = []fsm.Node{{ID: "0"}, {ID: "1"}, {ID: "2"}}
+	p := Choose([]*Survivor{blind}, "")
+	require.Empty(t, p.Addresses())
+	p.Heard(nil)
+	require.Len(t, p.Against, 1)
+	require.Contains(t, p.Against[0].Why, "nobody could be asked whether the world is healthy")
+
+	blind.Peers = []string{"h0:1", "h2:1"}
+	p = Choose([]*Survivor{blind}, "")
+	require.Equal(t, blind.Peers, p.Addresses())
+	p.Heard([]replica.PeerStatus{{Address: "h0:1", Err: errors.New("refused")}})
+	require.Empty(t, p.Against)
+
+	p = Choose([]*Survivor{blind, survivor("2", 1, 5, 5, 0)}, "")
+	require.Equal(t, "1", p.Chosen.Dir)
+	require.Equal(t, []string{"h0:1", "h1:1", "h2:1", "h3:1"}, p.Addresses())
+	p.Heard([]replica.PeerStatus{{Address: "h0:1", Node: "0", Run: "r", Lineage: "L", Index: 5}})
+	require.Len(t, p.Against, 1)
+	require.Contains(t, p.Against[0].Why, "2 of 3 voters are here")
 }

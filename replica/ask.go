@@ -31,8 +31,9 @@ type statusAnswer struct {
 	Reports  uint64 `cbor:"6,keyasint,omitempty"` // of its own that are not in the log yet
 	Process  string `cbor:"7,keyasint,omitempty"` // as in hello
 
-	Lineage string        `cbor:"8,keyasint,omitempty"` // these two are absent from older nodes
+	Lineage string        `cbor:"8,keyasint,omitempty"` // these are absent from older nodes
 	Leader  events.NodeID `cbor:"9,keyasint,omitempty"` // empty: none known
+	Run     string        `cbor:"10,keyasint,omitempty"`
 }
 
 func (n *Node) installHandlers() {
@@ -53,7 +54,7 @@ func (n *Node) onStatus(context.Context, []byte) (any, error) {
 	h, _ := n.machine.now()
 	_, leader := n.raft.LeaderWithID()
 	return statusAnswer{Node: n.id, Rank: n.cfg.Rank, Index: h.index, Chain: h.chain, RaftLast: n.raft.LastIndex(), Reports: n.outbox.waiting(), Process: n.process,
-		Lineage: h.state.Lineage, Leader: events.NodeID(leader)}, nil
+		Run: h.state.Run, Lineage: h.state.Lineage, Leader: events.NodeID(leader)}, nil
 }
 
 // Handle answers the questions that other nodes Ask under this name.

@@ -18,6 +18,7 @@ type PeerStatus struct {
 	Node    events.NodeID
 	Rank    uint64
 	Index   uint64 // of its last entry
+	Run     string // empty: as Lineage
 	Lineage string // empty: not part of a log yet, or an older esperd
 	Leader  events.NodeID
 }
@@ -45,7 +46,7 @@ func Inquire(ctx context.Context, security *PeerSecurity, addresses []string, lo
 		wg.Go(func() {
 			var a statusAnswer
 			err := peers.Call(ctx, address, "status", nil, &a)
-			out[i] = PeerStatus{Address: address, Err: err, Node: a.Node, Rank: a.Rank, Index: a.Index, Lineage: a.Lineage, Leader: a.Leader}
+			out[i] = PeerStatus{Address: address, Err: err, Node: a.Node, Rank: a.Rank, Index: a.Index, Run: a.Run, Lineage: a.Lineage, Leader: a.Leader}
 		})
 	}
 	wg.Wait()

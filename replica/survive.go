@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -109,7 +110,8 @@ func Verify(history *events.History, old *Stores, log *slog.Logger) (*Kept, erro
 	if _, problem := k.machine.trouble(); problem != nil {
 		return nil, problem
 	}
-	if got := k.machine.state(); got.Bookkeeping() != state.Bookkeeping() {
+	sameModel := func(a, b *fsm.Model) bool { return a.Name == b.Name && a.Digest() == b.Digest() }
+	if got := k.machine.state(); got.Bookkeeping() != state.Bookkeeping() || !slices.EqualFunc(got.Models, state.Models, sameModel) {
 		return nil, fmt.Errorf("entry %d: a state image of the history gives another state than its entries", head)
 	}
 	switch {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync/atomic"
 
@@ -54,14 +55,35 @@ func (n *Node) servers() []raft.Server {
 	return out
 }
 
-// recallPeers reads where the others were.
-func (n *Node) recallPeers() {
-	name := n.cfg.Dir.Path(peersFileName)
+// readPeers reads where the others were, as HOST:PORT#NODE.
+func readPeers(name string) (list []string, err error) {
 	b, err := os.ReadFile(name)
-	var list []string
 	if err == nil && len(b) <= peersBytesMax {
 		err = json.Unmarshal(b, &list)
 	}
+	return list, err
+}
+
+// PeersOf is where the node of a stopped data directory last heard of the others,
+// as HOST:PORT. It is a hint: none where that cannot be read.
+func PeersOf(dir string) []string {
+	list, err := readPeers(filepath.Join(dir, peersFileName))
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, address := range list[:min(len(list), knownMax)] {
+		if host, _ := splitAddress(address); host != "" && len(host) <= helloBytesMax {
+			out = append(out, host)
+		}
+	}
+	return out
+}
+
+// recallPeers reads where the others were.
+func (n *Node) recallPeers() {
+	name := n.cfg.Dir.Path(peersFileName)
+	list, err := readPeers(name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		n.log.Warn("where the other nodes were is not known; they have to be found by --join", "file", name, "error", err)
 	}

@@ -22,7 +22,7 @@ type recoverCmd struct {
 	Dirs  []string `arg:"" optional:"" name:"dir" help:"Data directories that are left; absent: this rank's."`
 	Yes   bool     `help:"Do it; without, nothing is changed."`
 	From  string   `placeholder:"DIR" help:"Go on with this one of the directories, where they contradict each other."`
-	Force bool     `help:"Go on although a reachable node has more of the log, or does not let this one ask. A healthy world is left alone all the same."`
+	Force bool     `help:"Go on although a reachable node has more of the log, or does not let this one ask, or nobody is known to ask. A healthy world is left alone all the same."`
 	URL   []string `name:"url" placeholder:"http://HOST:PORT" help:"Admin door of another esperd of the run, to be looked at too; repeatable."`
 	JSON  bool     `name:"json" help:"Print JSON."`
 
@@ -273,7 +273,7 @@ func askDoor(ctx context.Context, u string) replica.PeerStatus {
 }
 
 func statusOf(address string, s *api.State) replica.PeerStatus {
-	return replica.PeerStatus{Address: address, Node: s.Node, Rank: s.Rank, Index: s.Index, Lineage: s.Lineage, Leader: s.Leader}
+	return replica.PeerStatus{Address: address, Node: s.Node, Rank: s.Rank, Index: s.Index, Run: s.Run, Lineage: s.Lineage, Leader: s.Leader}
 }
 
 // again is the command that does what a dry run has told.
