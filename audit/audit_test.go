@@ -113,6 +113,35 @@ func TestBranch(t *testing.T) {
 	require.Equal(t, []Branch{{Index: 1, Kind: "continues", Run: "before", Lineage: "11", From: Point{7, events.Digest{1}}}}, r.Branches)
 }
 
+// So does one whose model went back to a mark, and one that was recovered.
+func TestBranchesOfRestarts(t *testing.T) {
+	l := newLog(t, 8, "run", 1)
+	chain := func() (c events.Digest) {
+		for i, b := range l.entries {
+			c = events.Chain(c, uint64(i)+1, b)
+		}
+		return c
+	}
+	l.train(20)
+	marked, lineage := chain(), l.state.Lineage
+	mark := l.state.Mark(l.state.Model("main"), 20, marked)
+	_, sum, err := events.EncodeMark(mark)
+	require.NoError(t, err)
+	l.train(30)
+	l.call("", fsm.Resume{Mark: mark, Sum: sum, Held: true})
+	lost := chain()
+	l.write(events.Entry{Kind: events.KindRecover, Events: []events.Event{
+		{Recovered: &events.Recovered{Lineage: "new", From: events.Ancestor{Lineage: lineage, Index: 31, Chain: lost}}},
+		{NodeJoined: &events.NodeJoined{Node: nodeOf(0), Version: events.Version}}}})
+	r := auditOf(t, (&replica{entries: l.entries}).write(t, t.TempDir()))
+	require.Equal(t, Consistent, r.Outcome, text(r))
+	require.Equal(t, "new", r.Lineage)
+	require.Equal(t, []Branch{
+		{Index: 31, Kind: BranchRewound, Run: "run", Lineage: lineage, Model: "main", From: Point{20, marked}},
+		{Index: 32, Kind: BranchRecovered, Run: "run", Lineage: lineage, From: Point{31, lost}},
+	}, r.Branches)
+}
+
 func TestBadPlaces(t *testing.T) {
 	l := newLog(t, 6, "run", 2)
 	l.train(40)

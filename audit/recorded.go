@@ -8,7 +8,8 @@ import (
 	"github.com/esperd/esperd/fsm"
 )
 
-// recordedMax is how many findings of the log itself are listed.
+// recordedMax is how many findings of the log itself are listed, and how many
+// branches.
 const recordedMax = 100
 
 // recorder collects what a log says about ranks whose trainers differed, and
@@ -29,7 +30,7 @@ type nodeFacts struct {
 
 // see is told of every entry, with the state after it.
 func (r *recorder) see(index uint64, e *events.Entry, out fsm.Outcome, s *fsm.State) {
-	if e.Kind == events.KindCall || out.Refused != "" {
+	if out.Refused != "" || e.Kind == events.KindCall && (e.Key == nil || e.Key.Op != events.OpResume) {
 		return
 	}
 	for i := range e.Events {
@@ -37,7 +38,16 @@ func (r *recorder) see(index uint64, e *events.Entry, out fsm.Outcome, s *fsm.St
 		switch {
 		case ev.Founded != nil && ev.Founded.Parent != nil:
 			p := ev.Founded.Parent
-			r.branches = append(r.branches, Branch{Index: index, Kind: "continues", Run: p.Run, Lineage: p.Lineage, From: Point{p.Index, p.Chain}})
+			r.branch(Branch{Index: index, Kind: BranchContinues, Run: p.Run, Lineage: p.Lineage, From: Point{p.Index, p.Chain}})
+		case ev.Recovered != nil:
+			from := &ev.Recovered.From
+			r.branch(Branch{Index: index, Kind: BranchRecovered, Run: s.Run, Lineage: from.Lineage, From: Point{from.Index, from.Chain}})
+		case ev.Rewound != nil:
+			b := Branch{Index: index, Kind: BranchRewound, Run: ev.Rewound.Run, Lineage: ev.Rewound.Lineage, From: Point{ev.Rewound.Index, ev.Rewound.Chain}}
+			if e.Key != nil {
+				b.Model = e.Key.Model
+			}
+			r.branch(b)
 		case ev.NodeJoined != nil:
 			r.node(ev.NodeJoined.Node, nil, ev.NodeJoined.Host)
 		case ev.RoundOpened != nil:
@@ -57,6 +67,14 @@ func (r *recorder) see(index uint64, e *events.Entry, out fsm.Outcome, s *fsm.St
 			}
 		}
 	}
+}
+
+// branch notes a branch; of a governor's many, the latest.
+func (r *recorder) branch(b Branch) {
+	if len(r.branches) == recordedMax {
+		r.branches = slices.Delete(r.branches, 0, 1)
+	}
+	r.branches = append(r.branches, b)
 }
 
 func (r *recorder) node(id events.NodeID, rank *uint64, host string) {

@@ -140,13 +140,20 @@ type Finding struct {
 // Branch is where the log goes on from another point than its last entry.
 type Branch struct {
 	Index uint64 `json:"index"` // of the entry that says so
-	Kind  string `json:"kind"`  // "continues": another log's state
+	Kind  string `json:"kind"`  // one of the kinds below
 	Run   string `json:"run,omitempty"`
 	From  Point  `json:"from"`
 	// Lineage and Model are of what is continued.
 	Lineage string `json:"lineage,omitempty"`
 	Model   string `json:"model,omitempty"`
 }
+
+// Kinds of branches.
+const (
+	BranchContinues = "continues" // the log begins with another log's state
+	BranchRecovered = "recovered" // the log goes on under a new lineage, from where the one before was lost
+	BranchRewound   = "rewound"   // a model went back to a mark
+)
 
 // OwnCount counts one rank's own verdicts that were not rank 0's.
 type OwnCount struct {

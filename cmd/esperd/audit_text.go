@@ -205,6 +205,12 @@ func siteLine(s *audit.Site) string {
 }
 
 func branchText(b *audit.Branch) string {
+	switch b.Kind {
+	case audit.BranchRewound:
+		return fmt.Sprintf("entry %d takes model %s back to the mark of entry %d of lineage %.12s (chain %s)", b.Index, b.Model, b.From.Index, b.Lineage, b.From.Chain.Short())
+	case audit.BranchRecovered:
+		return fmt.Sprintf("entry %d goes on, under a new lineage, where lineage %.12s was lost after its entry %d (chain %s)", b.Index, b.Lineage, b.From.Index, b.From.Chain.Short())
+	}
 	return fmt.Sprintf("entry %d continues run %s, lineage %.12s, from its entry %d (chain %s)", b.Index, b.Run, b.Lineage, b.From.Index, b.From.Chain.Short())
 }
 
