@@ -285,8 +285,16 @@ func (c *recoverCmd) again(dirs []string) string {
 	if c.Force {
 		words = append(words, "--force")
 	}
-	if c.SecretFile != nil {
-		words = append(words, "--secret-file", shellWord(*c.SecretFile))
+	for _, url := range c.URL {
+		words = append(words, "--url", shellWord(url))
+	}
+	for _, flag := range []struct {
+		name  string
+		value *string
+	}{{"--join", c.Join}, {"--secret-file", c.SecretFile}, {"--peer-cert", c.PeerCert}, {"--peer-key", c.PeerKey}, {"--peer-ca", c.PeerCA}} {
+		if flag.value != nil {
+			words = append(words, flag.name, shellWord(*flag.value))
+		}
 	}
 	for _, dir := range dirs {
 		words = append(words, shellWord(dir))
