@@ -30,6 +30,7 @@ bench: ## run the benchmarks, compare with etcd and, from Python, with a broadca
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 1h ./...
 	$(GO) run -C test/bench . -report ../../docs/bench.md
 	$(GO) run -C test/bench . -python -report ../../docs/bench.md # says so and goes on where torch is missing
+	$(GO) run -C test/bench . -restarts -report ../../docs/bench.md
 	@if ls test/bench/*_test.go >/dev/null 2>&1; then cd test/bench && $(GO) test -run '^$$' -bench . ./...; fi
 
 sim-long: ## play many more schedules of the simulated cluster

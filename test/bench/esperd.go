@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -99,12 +100,13 @@ func (w *world) openNodes(b setup) error {
 			return err
 		}
 		w.dirs = append(w.dirs, dir)
-		network, err := replica.NewNetwork(replica.ListenOptions{Listen: "127.0.0.1:0", Security: security, Log: log})
+		network, err := replica.NewNetwork(replica.ListenOptions{Listen: "127.0.0.1:0", Security: security, Node: dir.Node(), Log: log})
 		if err != nil {
 			return err
 		}
 		if rank == 0 {
-			join = []string{network.Addr()}
+			host, _, _ := strings.Cut(network.Addr(), "#") // without the node
+			join = []string{host}
 		}
 		n, err := replica.Open(replica.Config{Rank: uint64(rank), World: uint64(b.Ranks), Run: "bench", Host: "bench",
 			Join: join, Dir: dir, LogStore: b.Store, Network: network, Logger: log})

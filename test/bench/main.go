@@ -5,6 +5,7 @@
 //
 //	go run -C test/bench . -report ../../docs/bench.md
 //	go run -C test/bench . -python -report ../../docs/bench.md
+//	go run -C test/bench . -restarts -report ../../docs/bench.md
 //
 // It is a module of its own, so that etcd is no dependency of esperd. Every
 // system runs in a process of its own, on a directory of its own. For each
@@ -40,6 +41,8 @@ type settings struct {
 	target              float64
 	profile             string
 	python              bool
+	restarts            bool
+	entries             uint64
 }
 
 func main() {
@@ -56,6 +59,8 @@ func main() {
 	flag.Float64Var(&s.target, "target", 1.0, "highest ratio that passes: to etcd at 3 ranks, to a broadcast at 4 and more")
 	flag.StringVar(&s.profile, "profile", "", "directory for a CPU profile of each system")
 	flag.BoolVar(&s.python, "python", false, "measure from Python, in processes of their own (needs torch), instead of etcd")
+	flag.BoolVar(&s.restarts, "restarts", false, "measure what restarts cost: new rounds, marks, fetched histories")
+	flag.Uint64Var(&s.entries, "entries", 1_000_000, "entries of the log that -restarts has fetched")
 	flag.StringVar(&child, "child", "", "be one system, described in JSON; for the program itself")
 	flag.Parse()
 	s.stores = strings.Split(stores, ",")
@@ -75,6 +80,8 @@ func main() {
 	}
 	run := func() error { return drive(s) }
 	switch {
+	case s.restarts:
+		run = func() error { return driveRestarts(s) }
 	case s.python:
 		run = func() error { return drivePython(s) }
 	case child != "":

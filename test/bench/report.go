@@ -144,8 +144,9 @@ func (r *results) verdict() string {
 
 // Parts of the document that this program writes.
 const (
-	etcdPart   = "test/bench"
-	pythonPart = "test/bench -python"
+	etcdPart     = "test/bench"
+	restartsPart = "test/bench -restarts"
+	pythonPart   = "test/bench -python"
 )
 
 // writeReport replaces a part of the file, between its marks, and leaves the
