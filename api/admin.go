@@ -2,6 +2,7 @@ package api
 
 import (
 	"encoding/json"
+	"time"
 
 	"github.com/esperd/esperd/events"
 )
@@ -27,8 +28,11 @@ type State struct {
 	Durability   string        `json:"durability" enum:"durable,relaxed" doc:"relaxed: this node syncs neither log nor votes, so that a crash of its machine or a power loss may lose decisions which trainers have acted on"`
 	LogStore     string        `json:"log_store" enum:"boltdb,wal" doc:"how this node keeps the log on disk until a snapshot covers it"`
 	Problem      string        `json:"problem,omitempty" doc:"what keeps this node from serving"`
-	Rival        string        `json:"rival,omitempty" doc:"another log of this run that has a leader, too, and what to do"`
-	Evidence     []string      `json:"evidence,omitempty" doc:"directories with earlier histories that this node kept aside"`
+
+	Divergence *StateDivergence `json:"divergence,omitempty" doc:"what this node found out about its state, if it has diverged"`
+
+	Rival    string   `json:"rival,omitempty" doc:"another log of this run that has a leader, too, and what to do"`
+	Evidence []string `json:"evidence,omitempty" doc:"directories with earlier histories that this node kept aside"`
 
 	Archive *Archive `json:"archive,omitempty" doc:"the copy of the log that rank 0's esperd keeps elsewhere; absent: none"`
 
@@ -166,19 +170,33 @@ type Entry struct {
 
 // Divergences answers GET /v1/divergences.
 type Divergences struct {
-	State    []StateDivergence    `json:"state" doc:"replicas whose state is not the leader's"`
+	State    []StateDivergence    `json:"state" doc:"replicas that have stopped since a state was not the one that an entry was decided on, theirs or the writer's"`
 	Verdicts []VerdictCount       `json:"verdicts" doc:"own verdicts that were not rank 0's, by rank"`
 	Fault    *events.RoundFaulted `json:"fault,omitempty" doc:"why the round is over"`
 }
 
-// StateDivergence is a digest that does not fit.
+// StateDivergence is a digest that does not fit, as the replica tells it that
+// found it.
 type StateDivergence struct {
+	Rank  uint64        `json:"rank" doc:"of the replica that tells this"`
 	Node  events.NodeID `json:"node"`
-	Index uint64        `json:"index"`
-	Which string        `json:"which"`
+	Index uint64        `json:"index" doc:"of the entry that does not fit its state; its last one, if it was found without another entry"`
+	First uint64        `json:"first,omitempty" doc:"the first entry after which a state was wrong; 0: not known"`
+	Which string        `json:"which" enum:"lifecycle,bookkeeping,index" doc:"the digest that differs; index: entries are missing"`
 	Model string        `json:"model,omitempty"`
-	Want  events.Digest `json:"want"`
-	Got   events.Digest `json:"got"`
+	Want  events.Digest `json:"want" doc:"the digest that the entry was decided on"`
+	Got   events.Digest `json:"got" doc:"that of this replica's state"`
+
+	Replay        events.Digest `json:"replay" doc:"what this replica's history gives"`
+	Fault         string        `json:"fault" enum:",self,writer,undecided" doc:"whose state is wrong; empty: the history is still being replayed"`
+	AtFault       events.NodeID `json:"at_fault,omitempty" doc:"node whose state is wrong"`
+	AtFaultRank   *uint64       `json:"at_fault_rank,omitempty"`
+	Reason        string        `json:"reason"`
+	Writer        events.NodeID `json:"writer,omitempty" doc:"node that wrote the entry"`
+	WriterRank    *uint64       `json:"writer_rank,omitempty"`
+	Version       string        `json:"version,omitempty" doc:"esperd of this replica"`
+	WriterVersion string        `json:"writer_version,omitempty" doc:"esperd of the writer, if it answered"`
+	Since         time.Time     `json:"since"`
 }
 
 // VerdictCount counts one rank's disagreements in the current round.

@@ -234,6 +234,7 @@ func (a *auditor) collect(ctx context.Context, r *Report, c comparison) {
 			}
 		}
 	}
+	dropTold(r)
 	slices.SortStableFunc(r.Findings, func(x, y Finding) int { return cmp.Compare(x.Index, y.Index) })
 	if len(r.Findings) > 0 {
 		first := &r.Findings[0]
@@ -246,6 +247,15 @@ func (a *auditor) collect(ctx context.Context, r *Report, c comparison) {
 	if r.Around == nil {
 		r.Around = []api.Entry{}
 	}
+}
+
+// dropTold leaves out what the log tells of a divergence that the audit has found
+// by itself, with more about it.
+func dropTold(r *Report) {
+	found := slices.ContainsFunc(r.Findings, func(f Finding) bool { return f.Source == SourceReplay && f.Verdict == VerdictApply })
+	r.Findings = slices.DeleteFunc(r.Findings, func(f Finding) bool {
+		return found && f.Source == SourceRecorded && f.Verdict == VerdictApply
+	})
 }
 
 // longest is the history of which most is replayed.

@@ -65,6 +65,10 @@ func (h *history) checked() Checked {
 	case b.Problem != "":
 		c.Notes = append(c.Notes, "it says of itself: "+b.Problem)
 	}
+	if b.Noted != "" {
+		c.Notes = append(c.Notes, b.Noted)
+		c.Evidence = b.Evidence
+	}
 	if h.asked && h.digested > 0 {
 		c.Notes = append(c.Notes, fmt.Sprintf("entries %d to %d and the states after them were compared with another place by what they come to, without downloading them (--full does)", b.From, h.digested))
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/esperd/esperd/events"
 )
@@ -39,7 +40,68 @@ func openDir(dir string) (Place, error) {
 			return nil, fmt.Errorf("%s: %w", filepath.Join(dir, "node.json"), err)
 		}
 	}
+	about.readDivergence(dir)
 	return openHistory(filepath.Join(dir, historyName), about)
+}
+
+// readDivergence notes what the node's replica found out about itself while it ran
+// (diverged.json, which package replica writes).
+func (a *About) readDivergence(dir string) {
+	name := filepath.Join(dir, divergenceName)
+	info, err := os.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err == nil && (!info.Mode().IsRegular() || info.Size() > divergenceBytesMax) {
+		err = fmt.Errorf("it is %s of %d bytes, expected a file of at most %d", info.Mode(), info.Size(), divergenceBytesMax)
+	}
+	var b []byte
+	if err == nil {
+		b, err = os.ReadFile(name)
+	}
+	var d Evidence
+	if err == nil {
+		err = json.Unmarshal(b, &d)
+	}
+	if err != nil {
+		a.Noted = fmt.Sprintf("what its esperd kept about a divergence (%s) cannot be read: %v", divergenceName, err)
+		return
+	}
+	a.Evidence, a.Noted = &d, d.sentence()
+}
+
+const (
+	divergenceName     = "diverged.json"
+	divergenceBytesMax = 1 << 16
+)
+
+// Evidence is what a replica found out about its state while its esperd ran.
+type Evidence struct {
+	Index  uint64        `json:"index"`           // of the entry that did not fit its state
+	First  uint64        `json:"first,omitempty"` // the first entry after which the state was wrong; 0: not known
+	Which  string        `json:"which"`
+	Model  string        `json:"model,omitempty"`
+	Entry  events.Digest `json:"entry,omitzero"`
+	Live   events.Digest `json:"live,omitzero"`
+	Replay events.Digest `json:"replay,omitzero"`
+	Fault  string        `json:"fault"` // self, writer or undecided
+	Node   events.NodeID `json:"node,omitempty"`
+	Rank   *uint64       `json:"rank,omitempty"`
+	Reason string        `json:"reason"`
+
+	Version       string    `json:"version,omitempty"`
+	WriterVersion string    `json:"writer_version,omitempty"`
+	Since         time.Time `json:"since"`
+}
+
+// sentence is the evidence, for people. The text is another process's.
+func (e *Evidence) sentence() string {
+	who := "fault " + e.Fault
+	if e.Rank != nil {
+		who += fmt.Sprintf(", rank %d", *e.Rank)
+	}
+	return fmt.Sprintf("its esperd noted on %s: diverged at entry %d (%s %s; entry %s, live %s, replay %s): %s: %.500s",
+		e.Since.UTC().Format(time.DateTime), e.Index, e.Which, e.Model, e.Entry.Short(), e.Live.Short(), e.Replay.Short(), who, e.Reason)
 }
 
 // nodeFormat is the newest format of node.json that is read.

@@ -28,6 +28,9 @@ type About struct {
 	HeadChain  events.Digest // as stated
 	FirstChain events.Digest // the link before From, as stated; zero for From 1
 	Problem    string        // what the place itself complains about
+
+	Evidence *Evidence // what the replica found out about its state while its esperd ran
+	Noted    string    // the same, for people
 }
 
 // Link is the log's place and the replica's digests after an entry.

@@ -30,24 +30,24 @@ type nodeFacts struct {
 
 // see is told of every entry, with the state after it.
 func (r *recorder) see(index uint64, e *events.Entry, out fsm.Outcome, s *fsm.State) {
-	if out.Refused != "" || e.Kind == events.KindCall && (e.Key == nil || e.Key.Op != events.OpResume) {
+	if out.Refused != "" {
+		return
+	}
+	if e.Kind == events.KindCall {
+		if b := BranchOf(index, e); b != nil {
+			r.branch(*b)
+		}
 		return
 	}
 	for i := range e.Events {
 		ev := &e.Events[i]
 		switch {
+		case ev.Recovered != nil:
+			p := ev.Recovered.From
+			r.branch(Branch{Index: index, Kind: BranchRecovered, Run: s.Run, Lineage: p.Lineage, From: Point{p.Index, p.Chain}})
 		case ev.Founded != nil && ev.Founded.Parent != nil:
 			p := ev.Founded.Parent
 			r.branch(Branch{Index: index, Kind: BranchContinues, Run: p.Run, Lineage: p.Lineage, From: Point{p.Index, p.Chain}})
-		case ev.Recovered != nil:
-			from := &ev.Recovered.From
-			r.branch(Branch{Index: index, Kind: BranchRecovered, Run: s.Run, Lineage: from.Lineage, From: Point{from.Index, from.Chain}})
-		case ev.Rewound != nil:
-			b := Branch{Index: index, Kind: BranchRewound, Run: ev.Rewound.Run, Lineage: ev.Rewound.Lineage, From: Point{ev.Rewound.Index, ev.Rewound.Chain}}
-			if e.Key != nil {
-				b.Model = e.Key.Model
-			}
-			r.branch(b)
 		case ev.NodeJoined != nil:
 			r.node(ev.NodeJoined.Node, nil, ev.NodeJoined.Host)
 		case ev.RoundOpened != nil:
@@ -75,6 +75,29 @@ func (r *recorder) branch(b Branch) {
 		r.branches = slices.Delete(r.branches, 0, 1)
 	}
 	r.branches = append(r.branches, b)
+}
+
+// BranchOf reads an entry that takes a model back to a mark; nil for any other.
+// The model's entries after the mark's, up to this one, are a branch that was left.
+func BranchOf(index uint64, e *events.Entry) *Branch {
+	if e.Key == nil {
+		return nil
+	}
+	for i := range e.Events {
+		w := e.Events[i].Rewound
+		if w == nil {
+			continue
+		}
+		b := &Branch{Index: index, Kind: BranchRewound, Run: w.Run, Lineage: w.Lineage, Model: e.Key.Model, From: Point{w.Index, w.Chain}}
+		switch {
+		case w.Adopted: // of a log that is lost
+			b.Kind = BranchAdopted
+		case w.Index+1 < index:
+			b.LeftFrom, b.LeftTo = w.Index+1, index-1
+		}
+		return b
+	}
+	return nil
 }
 
 func (r *recorder) node(id events.NodeID, rank *uint64, host string) {
@@ -114,6 +137,13 @@ func (r *recorder) add(f *Finding, index, round uint64, s *fsm.State) {
 // else than rank 0's; nil for any other.
 func recordedFinding(ev *events.Event) *Finding {
 	switch {
+	case ev.RoundFaulted != nil && ev.RoundFaulted.Code == events.CodeDiverged:
+		f := ev.RoundFaulted
+		out := &Finding{Verdict: VerdictApply, Index: f.Index, AtFault: []Party{}, What: fmt.Sprintf("round %d ended: %s", f.Round, f.What())}
+		if f.Node != "" {
+			out.AtFault = []Party{{Rank: &f.Rank, Node: f.Node}}
+		}
+		return out
 	case ev.RoundFaulted != nil && ev.RoundFaulted.Code != events.CodeUnavailable:
 		f := ev.RoundFaulted
 		out := callFinding(f.Rank, f.Index, f.Got, f.GotSite, f.Want, f.WantSite)

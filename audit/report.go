@@ -77,14 +77,15 @@ type Checked struct {
 	Lineage  string        `json:"lineage,omitempty"`
 	Live     bool          `json:"live,omitempty"` // an esperd has it open
 	From     uint64        `json:"from"`
-	Head     uint64        `json:"head"`              // when it was opened
-	Chained  uint64        `json:"chain_checked_to"`  // entries read and checked against the chain; 0: none
-	Replayed uint64        `json:"replayed_to"`       // and replayed
-	SameAs   string        `json:"same_as,omitempty"` // the place that was replayed: this one holds the same bytes and digests
-	Compared uint64        `json:"compared_to"`       // with another place
-	Chain    events.Digest `json:"chain,omitzero"`    // at chain_checked_to
-	Problem  string        `json:"problem,omitempty"` // why not all could be checked
-	Notes    []string      `json:"notes,omitempty"`   // what else to know
+	Head     uint64        `json:"head"`               // when it was opened
+	Chained  uint64        `json:"chain_checked_to"`   // entries read and checked against the chain; 0: none
+	Replayed uint64        `json:"replayed_to"`        // and replayed
+	Compared uint64        `json:"compared_to"`        // with another place
+	Chain    events.Digest `json:"chain,omitzero"`     // at chain_checked_to
+	Problem  string        `json:"problem,omitempty"`  // why not all could be checked
+	Notes    []string      `json:"notes,omitempty"`    // what else to know
+	Evidence *Evidence     `json:"evidence,omitempty"` // what its esperd found out about its state while it ran
+	SameAs   string        `json:"same_as,omitempty"`  // the place that was replayed: this one holds the same bytes and digests
 }
 
 // Group is the ranks that have one value.
@@ -140,19 +141,24 @@ type Finding struct {
 // Branch is where the log goes on from another point than its last entry.
 type Branch struct {
 	Index uint64 `json:"index"` // of the entry that says so
-	Kind  string `json:"kind"`  // one of the kinds below
+	Kind  string `json:"kind"`  // BranchContinues, ...
 	Run   string `json:"run,omitempty"`
 	From  Point  `json:"from"`
 	// Lineage and Model are of what is continued.
 	Lineage string `json:"lineage,omitempty"`
 	Model   string `json:"model,omitempty"`
+
+	// LeftFrom and LeftTo are the entries whose effects on the model were left.
+	LeftFrom uint64 `json:"left_from,omitempty"`
+	LeftTo   uint64 `json:"left_to,omitempty"`
 }
 
-// Kinds of branches.
+// The kinds of branches.
 const (
-	BranchContinues = "continues" // the log begins with another log's state
-	BranchRecovered = "recovered" // the log goes on under a new lineage, from where the one before was lost
-	BranchRewound   = "rewound"   // a model went back to a mark
+	BranchContinues = "continues" // this log was founded with another log's state
+	BranchRecovered = "recovered" // it goes on under a new lineage, since its quorum was lost
+	BranchRewound   = "rewound"   // a model went back to a mark of this log
+	BranchAdopted   = "adopted"   // a model took over a mark of a log that is lost
 )
 
 // OwnCount counts one rank's own verdicts that were not rank 0's.

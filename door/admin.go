@@ -75,6 +75,9 @@ func (s *Server) state() *api.State {
 		Index: st.Index, Chain: st.Chain, Bookkeeping: head.Bookkeeping(), CompleteFrom: st.CompleteFrom,
 		Ancestors: head.Ancestors, Durability: st.Durability, LogStore: st.LogStore, Problem: st.Problem, Rival: st.Rival, Evidence: st.Evidence,
 		Models: make([]api.Model, len(head.Models)), Requests: make([]api.PendingRequest, len(head.Requests))}
+	if d := st.Divergence; d != nil {
+		out.Divergence = s.divergenceOf(d)
+	}
 	for i, r := range head.Requests {
 		out.Requests[i] = api.PendingRequest{Index: r.Index, Requested: r.Asked}
 	}
@@ -83,7 +86,7 @@ func (s *Server) state() *api.State {
 		out.Archive = &archive
 	}
 	if r := head.Round; r.Number > 0 {
-		out.Round = &api.Round{Number: r.Number, Fingerprint: r.Fingerprint, Members: r.Members, Fault: r.Fault}
+		out.Round = &api.Round{Number: r.Number, Fingerprint: r.Fingerprint, Members: r.Members, Fault: s.ownFault(head)}
 	}
 	for i, m := range head.Models {
 		out.Models[i] = modelOf(head, m)
@@ -135,7 +138,7 @@ func noModel(head *fsm.State, name string) *api.Problem {
 func (s *Server) divergences(ctx context.Context) *api.Divergences {
 	reports, _ := s.gather(ctx, "")
 	head := s.replica.State()
-	out := &api.Divergences{State: []api.StateDivergence{}, Verdicts: []api.VerdictCount{}, Fault: head.Round.Fault}
+	out := &api.Divergences{State: []api.StateDivergence{}, Verdicts: []api.VerdictCount{}, Fault: s.ownFault(head)}
 	for _, r := range reports {
 		if r.Divergence != nil {
 			out.State = append(out.State, *r.Divergence)
@@ -154,6 +157,8 @@ func (s *Server) healthy() *api.Health { return &api.Health{Status: "ok", Versio
 // unready says why calls would not be answered now.
 func (s *Server) unready() *api.Problem {
 	switch st := s.replica.Status(); {
+	case st.Phase == replica.PhaseDiverged:
+		return problemf(events.CodeUnavailable, "not ready: this node has diverged and answers no calls: %s; see GET /v1/divergences", st.Problem)
 	case st.Phase != replica.PhaseMember:
 		return problemf(events.CodeUnavailable, "not ready: this node is %s, expected member; %s", st.Phase, orNothing(st.Problem))
 	case st.Problem != "":

@@ -309,8 +309,7 @@ func TestMetrics(t *testing.T) {
 func TestADivergenceIsFoundAgainInTheLog(t *testing.T) {
 	j := newJob(t, 2)
 	c := j.connect()
-	j.log.Node(1).Corrupt()
-	require.NoError(t, step(0)(c[0], j))
+	j.log.Node(1).Corrupt(replica.BlameSelf)
 	a := j.admins(0)["socket"]
 	div, err := a.Divergences(j.ctx())
 	require.NoError(t, err)

@@ -82,6 +82,9 @@ func (s *Server) answerCall(ctx context.Context, t *track, c call) (*answered, *
 	if p := standing(s.replica.State(), t.round); p != nil {
 		return nil, p
 	}
+	if p := s.diverged(); p != nil && t.tells.Load() == nil {
+		return nil, p
+	}
 	key.Fence = t.fences
 	if c.Call.Call != key.Call || c.Fence != key.Fence {
 		return nil, problemf(events.CodeInvalidInput, "model %s: expected call %d after %d fences (or the last call once more), got call %d after %d: number calls and fences without a gap",
@@ -285,6 +288,9 @@ func (s *Server) indexOf(ctx context.Context, t *track, c fsm.Call) (uint64, *ap
 		})
 	}
 	if p := standing(s.replica.State(), t.round); p != nil {
+		return 0, p
+	}
+	if p := s.diverged(); p != nil {
 		return 0, p
 	}
 	var wrong *fsm.KeyError

@@ -33,6 +33,9 @@ func (s *Server) checkpoint(ctx context.Context, in *api.CheckpointRequest) (any
 	if t.mode == events.ModeObserve {
 		return nil, problemf(events.CodeNotAuthority, "checkpoint: in the mode observe the log is written behind the trainers' back, so that ranks have no place in it that is the same on all: expected the mode keyed or follow; a trainer that is only observed goes on from its weights, and its next step tells where its slots are")
 	}
+	if p := s.diverged(); p != nil {
+		return nil, p
+	}
 	at, p := t.standsAt(in.Next)
 	if p != nil {
 		return nil, p

@@ -123,6 +123,9 @@ func (s *Server) follow(ctx huma.Context, next uint64) {
 		if flow.Flush() != nil {
 			return
 		}
+		if s.replica.Divergence().Known() {
+			return // nothing is applied here any more: whoever follows looks at the state
+		}
 		select {
 		case <-changed:
 		case <-r.Context().Done():

@@ -10,11 +10,12 @@ import (
 )
 
 const (
-	faultAnswerMax = 2 * time.Second  // how long the culprit's answer waits for the entry
-	faultTryMax    = 10 * time.Second // one try
-	faultRetryMin  = 100 * time.Millisecond
-	faultRetryMax  = 5 * time.Second
-	reasonMax      = 1024 // bytes of why, where no entry took it as it was
+	faultAnswerMax  = 2 * time.Second  // how long the culprit's answer waits for the entry
+	faultTryMax     = 10 * time.Second // one try
+	faultRetryMin   = 100 * time.Millisecond
+	faultRetryMax   = 5 * time.Second
+	faultRefusedMax = 6    // tries, while the node that leads has diverged, too
+	reasonMax       = 1024 // bytes of why, where no entry took it as it was
 )
 
 // faults remembers the rounds that this node is ending, each once.
@@ -57,7 +58,7 @@ func (s *Server) fault(ctx context.Context, f events.RoundFaulted) {
 }
 
 func (s *Server) writeFault(f events.RoundFaulted) {
-	bare := false
+	bare, refused := false, 0
 	for pause := faultRetryMin; ; pause = min(2*pause, faultRetryMax) {
 		ctx, cancel := context.WithTimeout(s.ctx, faultTryMax)
 		err := s.replica.Fault(ctx, f)
@@ -67,6 +68,12 @@ func (s *Server) writeFault(f events.RoundFaulted) {
 		}
 		if round := s.replica.State().Round; round.Number != f.Round || round.Fault != nil {
 			return
+		}
+		if problemOf(err).Code() == events.CodeDiverged {
+			if refused++; refused == faultRefusedMax {
+				s.log.Error("no node leads that may write: every rank's own esperd tells its trainer that the round is over", "round", f.Round, "error", err)
+				return
+			}
 		}
 		switch never := problemOf(err).Code() == events.CodeInvalidInput; {
 		case never && bare:

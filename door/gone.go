@@ -109,10 +109,7 @@ func (s *Server) gone(ctx context.Context, incarnation, how string) {
 	if round.Number == 0 || round.Fault != nil || round.Mode() == events.ModeObserve || incarnationOf(state, s.rank) != incarnation {
 		return
 	}
-	last := api.LastCall{Rank: s.rank, Key: events.Key{Round: round.Number, Model: api.DefaultModel, Op: events.OpConfigure, Epoch: -1}}
-	if recent := s.ledger.recent(""); len(recent) > 0 && recent[0].Key.Round == round.Number {
-		last = recent[0]
-	}
+	last := s.lastCall(round.Number)
 	want := last
 	if rank0 := s.lastOfRank0(last.Key.Model); rank0 != nil {
 		if want = *rank0; s.rank == 0 {
@@ -123,6 +120,14 @@ func (s *Server) gone(ctx context.Context, incarnation, how string) {
 	s.fault(ctx, events.RoundFaulted{Round: round.Number, Code: events.CodeUnavailable, Rank: s.rank, Node: s.node, Index: state.Index,
 		Got: last.Key, GotSite: last.Site, Want: want.Key, WantSite: want.Site,
 		Reason: fmt.Sprintf("%s (host %s)", how, cmp.Or(node.Host, "unknown"))})
+}
+
+// lastCall is the last answered call of this rank's trainer in a round.
+func (s *Server) lastCall(round uint64) api.LastCall {
+	if recent := s.ledger.recent(""); len(recent) > 0 && recent[0].Key.Round == round {
+		return recent[0]
+	}
+	return api.LastCall{Rank: s.rank, Key: events.Key{Round: round, Model: api.DefaultModel, Op: events.OpConfigure, Epoch: -1}}
 }
 
 // farewell looks, before the doors close, whether the trainer has died a moment

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -181,7 +180,8 @@ func (s *Server) warn(w *wait) {
 // travels as JSON, so that a newer node may say more.
 type nodeReport struct {
 	api.Rank
-	Divergence *api.StateDivergence `json:"divergence,omitempty"`
+	Divergence *api.StateDivergence     `json:"divergence,omitempty"`
+	Lifecycles map[string]events.Digest `json:"lifecycles,omitempty"` // after Index, by model; nil: an older node
 }
 
 func (s *Server) report(model string) nodeReport {
@@ -199,23 +199,14 @@ func (s *Server) report(model string) nodeReport {
 	if ses := s.sessions.served(); ses != nil {
 		r.Session = ses.is(incarnationOf(state, s.rank)) && !ses.closed.Load()
 	}
-	if st.Phase == replica.PhaseDiverged {
-		r.Divergence = s.divergence(state)
+	if d := st.Divergence; d != nil {
+		r.Divergence = s.divergenceOf(d)
+	}
+	r.Lifecycles = map[string]events.Digest{}
+	for _, m := range state.Models {
+		r.Lifecycles[m.Name] = m.Digest()
 	}
 	return r
-}
-
-// divergence looks again at the entry at which this replica's state froze.
-func (s *Server) divergence(frozen *fsm.State) *api.StateDivergence {
-	e, _, err := s.replica.Entry(frozen.Index + 1)
-	if err != nil {
-		return nil
-	}
-	var d *fsm.DivergedError
-	if _, _, err = fsm.Apply(frozen, e); !errors.As(err, &d) {
-		return nil
-	}
-	return &api.StateDivergence{Node: s.node, Index: d.Index, Which: d.Which, Model: d.Model, Want: d.Want, Got: d.Got}
 }
 
 // answerLedger is asked with the name of a model; older nodes ask with null.
@@ -243,6 +234,7 @@ func (s *Server) gather(ctx context.Context, model string) ([]nodeReport, []api.
 	}
 	slices.SortFunc(reports, func(a, b nodeReport) int { return cmp.Compare(a.Rank.Rank, b.Rank.Rank) })
 	nameMissing(reports)
+	s.attest(reports)
 	return reports, unreachable
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/replica"
 )
 
 // metrics are what is counted as it happens; the rest is read from the node
@@ -20,6 +21,7 @@ type metrics struct {
 	decide, wait  prometheus.Histogram
 	disagreements prometheus.Counter
 	mismatches    *prometheus.CounterVec
+	diverged      prometheus.Gauge
 }
 
 func newMetrics(s *Server) *metrics {
@@ -33,10 +35,12 @@ func newMetrics(s *Server) *metrics {
 			Help: "Other ranks: time that a call waited for rank 0's.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 12)}),
 		mismatches: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "esperd_mismatches_total",
 			Help: "Calls of this rank that were not rank 0's, in a round that went on all the same, by code."}, []string{"code"}),
+		diverged: prometheus.NewGauge(prometheus.GaugeOpts{Name: "esperd_diverged_index",
+			Help: "Index of the entry at which this replica found that it, or the entry's writer, has diverged; 0: none."}),
 		disagreements: prometheus.NewCounter(prometheus.CounterOpts{Name: "esperd_shadow_disagreements_total",
 			Help: "Own verdicts of this rank that were not rank 0's."}),
 	}
-	m.registry.MustRegister(m.decisions, m.decide, m.wait, m.disagreements, m.mismatches, nodeCollector{s},
+	m.registry.MustRegister(m.decisions, m.decide, m.wait, m.disagreements, m.mismatches, m.diverged, nodeCollector{s},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -71,6 +75,7 @@ var (
 	roleDesc       = gauge("role", "1 for the node's part in raft.", "role")
 	roundDesc      = gauge("round", "Number of the current round.")
 	faultedDesc    = gauge("round_faulted", "1 if the round is over because ranks did not make the same calls.")
+	divergedDesc   = gauge("diverged", "1 if this replica has diverged from the log and answers no calls.")
 	waitingDesc    = gauge("waiting_seconds", "How long the call that waits longest has waited.", "rank", "what")
 	historyLagDesc = gauge("history_lag_entries", "Entries that are not in the history's file yet.")
 	archiveDesc    = gauge("archive_index", "Index of the last entry that the archive has.")
@@ -99,6 +104,7 @@ func (c nodeCollector) Collect(out chan<- prometheus.Metric) {
 	}
 	set(roundDesc, float64(head.Round.Number))
 	set(faultedDesc, boolFloat(head.Round.Fault != nil))
+	set(divergedDesc, boolFloat(st.Phase == replica.PhaseDiverged))
 	set(historyLagDesc, float64(st.HistoryLag))
 	if c.s.archive != nil {
 		a := c.s.archive.State()

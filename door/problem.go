@@ -125,6 +125,9 @@ func ended(ctx context.Context, waitedOut func() *api.Problem) *api.Problem {
 }
 
 func roundFaulted(f *events.RoundFaulted) *api.Problem {
+	if f.Code == events.CodeDiverged {
+		return roundDiverged(f)
+	}
 	p := problemf(events.CodeRoundFaulted, "round %d is over: rank %d was at %s, where rank 0 made %s (entry %d); %s",
 		f.Round, f.Rank, describe(f.Got, f.GotSite), describe(f.Want, f.WantSite), f.Index, connectAgain)
 	if f.Got != f.Want && f.Got.Same(f.Want) {
@@ -139,6 +142,18 @@ func roundFaulted(f *events.RoundFaulted) *api.Problem {
 		p.Detail = fmt.Sprintf("round %d is over: the trainer of rank %d is gone: %s; its last call was %s (entry %d); start it again, and connect again on all ranks",
 			f.Round, f.Rank, f.Reason, describe(f.Got, f.GotSite), f.Index)
 	}
+	p.Fault, p.Got, p.GotSite, p.Want, p.WantSite = f, &f.Got, f.GotSite, &f.Want, f.WantSite
+	return p
+}
+
+// roundDiverged is the end of a round in which replicas differ. Where it is
+// another rank's that is wrong, what this one was told is right.
+func roundDiverged(f *events.RoundFaulted) *api.Problem {
+	code, advice := events.CodeRoundFaulted, fmt.Sprintf("what this rank was told is right: restart the esperd of rank %d, and connect again on all ranks", f.Rank)
+	if f.TouchesAll() {
+		code, advice = events.CodeDiverged, "do not trust what was decided last: esperd audit says from which entry on, and README.md what to do"
+	}
+	p := problemf(code, "round %d is over: %s (entry %d); %s", f.Round, f.What(), f.Index, advice)
 	p.Fault, p.Got, p.GotSite, p.Want, p.WantSite = f, &f.Got, f.GotSite, &f.Want, f.WantSite
 	return p
 }

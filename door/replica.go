@@ -44,6 +44,10 @@ type Replica interface {
 	Fault(ctx context.Context, f events.RoundFaulted) error
 	// Ended tells the log, by one try, that this rank's trainer ended in order.
 	Ended(ctx context.Context, e events.TrainerEnded) error
+	// Divergence is what this replica found out about its state; nil: it is the
+	// log's. Recheck compares it with what the history gives.
+	Divergence() *replica.Divergence
+	Recheck(ctx context.Context) error
 	// Report queues what this rank has to tell for the log and returns at once.
 	Report(ev events.Event)
 	// Request puts a request into the log and returns when it is applied here;

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/esperd/esperd/api"
@@ -76,8 +77,11 @@ type Server struct {
 	verdicts verdicts
 	metrics  *metrics
 	words    *words
-	noted    string    // path of the file that says whose process is watched
-	blind    sync.Once // it was logged that a trainer's process cannot be watched
+
+	rechecking atomic.Bool // replicas are comparing their states with their histories
+
+	noted string    // path of the file that says whose process is watched
+	blind sync.Once // it was logged that a trainer's process cannot be watched
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -105,6 +109,7 @@ func newServer(o Options) *Server {
 	s.metrics = newMetrics(s)
 	s.words = newWords(s.log)
 	s.replica.Handle(askLedger, s.answerLedger)
+	s.replica.Handle(askRecheck, s.answerRecheck)
 	s.replica.Handle(askOffer, s.answerOffer)
 	s.replica.Handle(askVerdict, s.answerVerdict)
 	return s
@@ -126,6 +131,7 @@ func Open(o Options) (*Server, error) {
 	s.words.open(o.Socket + WordSuffix)
 	s.words.begin(s.replica.State())
 	s.work.Go(s.moveWords)
+	s.work.Go(s.watchDivergence)
 	s.noted = o.Socket + TrainerSuffix
 	s.work.Go(s.watchAgain)
 	mux := s.newMux()

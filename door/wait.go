@@ -68,6 +68,9 @@ func (s *Server) awaitQuietly(ctx context.Context, round uint64, key events.Key,
 func (s *Server) health() *api.Problem {
 	switch st := s.replica.Status(); st.Phase {
 	case replica.PhaseDiverged:
+		if s.replica.Divergence() != nil {
+			return s.diverged()
+		}
 		return problemf(events.CodeDiverged, "this rank's replica has diverged and answers no calls any more: %s", st.Problem)
 	case replica.PhaseFailed:
 		return problemf(events.CodeUnavailable, "this esperd has stopped applying the log: %s", st.Problem)

@@ -167,6 +167,18 @@ func (w *words) turn(round uint64, over bool, index uint64) {
 	}
 }
 
+// alarm moves all words because of something that is no entry.
+func (w *words) alarm(index uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.mem == nil {
+		return
+	}
+	for i := range wordsMax {
+		w.put(i, index)
+	}
+}
+
 // moveWords follows the log until the server closes.
 func (s *Server) moveWords() {
 	w := s.words

@@ -92,24 +92,33 @@ type Member struct {
 // trainer is gone. Every later call of the round is refused on every rank.
 type RoundFaulted struct {
 	Round    uint64 `cbor:"1,keyasint" json:"round"`
-	Code     Code   `cbor:"2,keyasint" json:"code"` // order-mismatch, missing-call, config-mismatch; unavailable: the trainer is gone
+	Code     Code   `cbor:"2,keyasint" json:"code"` // order-mismatch, missing-call, config-mismatch; unavailable: the trainer is gone; diverged: a replica's state is not the log's
 	Rank     uint64 `cbor:"3,keyasint,omitempty" json:"rank"`
-	Node     NodeID `cbor:"4,keyasint" json:"node"`
-	Index    uint64 `cbor:"5,keyasint" json:"index"` // of the entry that the rank's call did not fit
+	Node     NodeID `cbor:"4,keyasint" json:"node"`  // with diverged: whose state is wrong; empty: that is not decided
+	Index    uint64 `cbor:"5,keyasint" json:"index"` // of the entry that the rank's call, or its state, did not fit
 	Got      Key    `cbor:"6,keyasint" json:"got"`
 	GotSite  string `cbor:"7,keyasint,omitempty" json:"got_site,omitempty"`
 	Want     Key    `cbor:"8,keyasint" json:"want"`
 	WantSite string `cbor:"9,keyasint,omitempty" json:"want_site,omitempty"`
 
-	// Reason says how the trainer went, with unavailable. Got is its last call
-	// then, and Want is rank 0's.
+	// Reason says how the trainer went, with unavailable, and what was found, with
+	// diverged. Got is the rank's last call then, and Want is rank 0's.
 	Reason string `cbor:"10,keyasint,omitempty" json:"reason,omitempty"`
+}
+
+// TouchesAll reports whether no rank may trust the states that it was told: rank
+// 0's replica decided on a wrong one, or it is not known whose is wrong.
+func (f *RoundFaulted) TouchesAll() bool {
+	return f.Code == CodeDiverged && (f.Node == "" || f.Rank == 0)
 }
 
 // What says in a sentence's middle what the rank did.
 func (f *RoundFaulted) What() string {
 	if f.Code == CodeUnavailable {
 		return fmt.Sprintf("the trainer of rank %d is gone: %s; its last call was %s", f.Rank, cmp.Or(f.Reason, "it is not known why"), f.Got.At(f.GotSite))
+	}
+	if f.Code == CodeDiverged {
+		return fmt.Sprintf("the replica of rank %d differs from the log: %s", f.Rank, cmp.Or(f.Reason, "it is not known why"))
 	}
 	what := fmt.Sprintf("rank %d called %s where rank 0 called %s", f.Rank, f.Got.At(f.GotSite), f.Want.At(f.WantSite))
 	if f.Got != f.Want && f.Got.Same(f.Want) {

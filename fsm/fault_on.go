@@ -22,12 +22,24 @@ var faultIndex = func() uint64 {
 	return n
 }()
 
-// tamper makes a wrong transition of one entry: the first living seed's epochs
-// are one too many. Tests build this on purpose (-tags esperdfault).
+// tamper makes a wrong transition of one entry, each time that it is applied, as
+// a wrong build would. Tests build this on purpose (-tags esperdfault).
 func (s *State) tamper() {
-	if s.Index != faultIndex {
-		return
+	if s.Index == faultIndex {
+		s.spoil()
 	}
+}
+
+// Spoil returns a state as a machine with a wrong bit in its memory would have it.
+func Spoil(s *State) *State {
+	next := *s
+	next.sealed = nil
+	next.spoil()
+	return next.seal()
+}
+
+// spoil makes the first living seed's epochs one too many.
+func (s *State) spoil() {
 	for _, m := range s.Models {
 		for i := range m.Slots.Len() {
 			slot := m.Slots.At(i)

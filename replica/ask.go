@@ -34,6 +34,8 @@ type statusAnswer struct {
 	Lineage string        `cbor:"8,keyasint,omitempty"` // these are absent from older nodes
 	Leader  events.NodeID `cbor:"9,keyasint,omitempty"` // empty: none known
 	Run     string        `cbor:"10,keyasint,omitempty"`
+
+	Diverged bool `cbor:"11,keyasint,omitempty"` // it writes no entries
 }
 
 func (n *Node) installHandlers() {
@@ -47,14 +49,16 @@ func (n *Node) installHandlers() {
 		"ended":    n.onEnded,
 		"history":  n.onHistory,
 		"ask":      n.onAsk,
+
+		"contradiction": n.onContradiction,
 	}
 }
 
 func (n *Node) onStatus(context.Context, []byte) (any, error) {
-	h, _ := n.machine.now()
+	h, phase := n.machine.now()
 	_, leader := n.raft.LeaderWithID()
 	return statusAnswer{Node: n.id, Rank: n.cfg.Rank, Index: h.index, Chain: h.chain, RaftLast: n.raft.LastIndex(), Reports: n.outbox.waiting(), Process: n.process,
-		Run: h.state.Run, Lineage: h.state.Lineage, Leader: events.NodeID(leader)}, nil
+		Run: h.state.Run, Lineage: h.state.Lineage, Leader: events.NodeID(leader), Diverged: phase == PhaseDiverged}, nil
 }
 
 // Handle answers the questions that other nodes Ask under this name.

@@ -19,6 +19,8 @@
 //	rounds.go         trainers register; registrations.go until all are there
 //	report.go         shadow verdicts and faults, to the leader and into the log
 //	request.go        what any node asks for at the next fence, likewise
+//	divergence.go     whose state is wrong, when an entry does not fit; divergence_file.go keeps it
+//	contradict.go     ... and the writer of that entry is told, and looks, too
 //	backfill.go       missing history, from any peer, checked against the chain
 //	ask.go            questions to all nodes; draining
 //

@@ -37,8 +37,9 @@ func GlanceAt(dir string) (Glance, error) {
 	}
 	g := none
 	g.Entries, _, _ = history.Head()
+	doubted, _ := doubtedFrom(dir) // a file that is unreadable hides no entry
 	if g.Entries > 0 {
-		state, replayed := replayTo(history, g.Entries)
+		state, replayed := replayTo(history, g.Entries, doubted)
 		err = replayed
 		if state != nil {
 			for _, m := range state.Models {

@@ -193,8 +193,8 @@ func (n *Node) handTo(ctx context.Context, to peer) (bool, error) {
 	if err := n.lead(ctx); err != nil {
 		return false, err
 	}
-	if a, alive := n.statusAt(ctx, to.Address); !alive || a.Node != to.Node || a.RaftLast < n.raft.LastIndex() {
-		return false, nil // it could not win an election yet: the next look tells
+	if a, alive := n.statusAt(ctx, to.Address); !alive || a.Node != to.Node || a.Diverged || a.RaftLast < n.raft.LastIndex() {
+		return false, nil // it could not win an election yet, or may not write: the next look tells
 	}
 	n.log.Info("handing leadership over", "node", to.Node, "peer_rank", to.Rank)
 	req := &raft.TimeoutNowRequest{RPCHeader: n.nudge.header}

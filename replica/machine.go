@@ -17,6 +17,10 @@ import (
 // what a restart replays at most.
 const imageEvery = 4096
 
+// recentStates is how many states are kept in memory, for evidence: a writer is
+// told at the next entry that its state is wrong, and is a few entries on by then.
+const recentStates = 64
+
 // machine is what raft drives: it gives committed entries their index and their
 // place in the chain, applies them, keeps them, and shows the result.
 type machine struct {
@@ -26,10 +30,13 @@ type machine struct {
 	joined  func(*fsm.State)                                   // the log's identity became known
 	rebased func() error                                       // entries below the head are missing
 	failed  chan struct{}                                      // closed when an entry cannot be read
+	frozen  chan struct{}                                      // closed when this replica has diverged
+	doubted uint64                                             // state images from this entry on are evidence, not states; 0: none
 
 	mu      sync.Mutex
 	head    head
-	changed chan struct{} // closed when head or phase is replaced
+	recent  [recentStates]*fsm.State // by index; they share what did not change
+	changed chan struct{}            // closed when head or phase is replaced
 	phase   Phase
 	problem error
 }
@@ -49,18 +56,22 @@ type applied struct {
 	refused string
 }
 
-func newMachine(log *slog.Logger, history *events.History) (*machine, error) {
-	m := &machine{log: log, history: history, changed: make(chan struct{}), failed: make(chan struct{}), phase: PhaseJoining}
+// newMachine goes on from a history. What it kept of its states from the entry
+// doubted on is passed over: an earlier process of this node had wrong ones (0:
+// none had).
+func newMachine(log *slog.Logger, history *events.History, doubted uint64) (*machine, error) {
+	m := &machine{log: log, history: history, changed: make(chan struct{}), failed: make(chan struct{}), frozen: make(chan struct{}), phase: PhaseJoining, doubted: doubted}
 	index, chain, raftIndex := history.Head()
 	m.head = head{state: fsm.New(), index: index, chain: chain, raftIndex: raftIndex}
 	if index == 0 {
 		return m, nil
 	}
-	state, err := replayTo(history, index)
+	state, err := replayTo(history, index, doubted)
 	var diverged *fsm.DivergedError
 	switch {
 	case errors.As(err, &diverged):
 		m.phase, m.problem = PhaseDiverged, err
+		close(m.frozen)
 	case err != nil:
 		return nil, fmt.Errorf("replaying the history of this node: %w", err)
 	case state.Lineage != "":
@@ -71,10 +82,14 @@ func newMachine(log *slog.Logger, history *events.History) (*machine, error) {
 }
 
 // replayTo rebuilds the state at an index from the newest intact image before
-// it. On a *fsm.DivergedError the state before the entry that shows it is
+// it, and before the entry doubted (0: all are good). On a *fsm.DivergedError the state before the entry that shows it is
 // returned too.
-func replayTo(history *events.History, index uint64) (*fsm.State, error) {
-	state, err := newestImage(history, index)
+func replayTo(history *events.History, index, doubted uint64) (*fsm.State, error) {
+	from := index
+	if doubted > 0 {
+		from = min(index, doubted-1)
+	}
+	state, err := newestImage(history, from)
 	if err != nil || state.Index == index {
 		return state, err
 	}
@@ -87,7 +102,7 @@ func replayTo(history *events.History, index uint64) (*fsm.State, error) {
 		if err != nil {
 			return err
 		}
-		if got := next.Bookkeeping(); got != r.Bookkeeping {
+		if got := next.Bookkeeping(); got != r.Bookkeeping && (doubted == 0 || r.Index < doubted) {
 			return fmt.Errorf("entry %d: replaying it gives bookkeeping digest %s, but the history has %s; keep this directory as evidence and compare it with the other ranks'", r.Index, got.Short(), r.Bookkeeping.Short())
 		}
 		state = next
@@ -144,6 +159,7 @@ func (m *machine) Apply(l *raft.Log) any {
 		if err != nil {
 			next.state, out.Refused = h.state, err.Error()
 		} else {
+			next.state = tamper(next.state)
 			writer, rec.Bookkeeping = e.Node, next.state.Bookkeeping()
 			if e.Key != nil {
 				rec.Lifecycle = next.state.Lifecycle(e.Key.Model)
@@ -172,15 +188,47 @@ func (m *machine) stop(index uint64, err error) bool {
 		m.fail(fmt.Errorf("entry %d: %w", index, err))
 		return false
 	}
+	m.log.Error("this replica has diverged: its state is frozen, its history goes on", "index", index, "error", err)
+	m.freeze(err)
+	return true
+}
+
+// freeze ends the applying of entries, and keeps the state: audits say by it in
+// which fields it differs. It may be called at any time, by anybody.
+func (m *machine) freeze(err error) {
 	m.mu.Lock()
+	if m.phase == PhaseDiverged || m.phase == PhaseFailed {
+		m.mu.Unlock()
+		return
+	}
 	m.phase, m.problem = PhaseDiverged, err
+	h := m.head
+	close(m.frozen)
 	m.wake()
 	m.mu.Unlock()
-	m.log.Error("this replica has diverged: its state is frozen, its history goes on", "index", index, "error", err)
-	if h, _ := m.now(); h.state.Index == h.index { // evidence: audits say in which fields it differs
+	if h.state.Index == h.index {
 		m.keepImage(h.state)
 	}
-	return true
+}
+
+// keepEvidence keeps the state after an entry, if it is still known.
+func (m *machine) keepEvidence(index uint64) {
+	m.mu.Lock()
+	s := m.recent[index%recentStates]
+	m.mu.Unlock()
+	if s != nil && s.Index == index {
+		m.keepImage(s)
+	}
+}
+
+// explain replaces the problem of a frozen replica by what is known of it now.
+func (m *machine) explain(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase == PhaseDiverged {
+		m.problem = err
+	}
+	m.wake()
 }
 
 func (m *machine) fail(err error) {
@@ -202,6 +250,7 @@ func (m *machine) publish(next head) {
 		m.phase = PhaseMember
 	}
 	m.head = next
+	m.recent[next.index%recentStates] = next.state
 	m.wake()
 	phase := m.phase
 	m.mu.Unlock()

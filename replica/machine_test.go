@@ -40,7 +40,7 @@ func openMachine(t *testing.T, dir string) (*machine, *events.History) {
 	t.Helper()
 	h, err := events.OpenHistory(filepath.Join(dir, "history.db"), events.HistoryOptions{Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(t, err)
-	m, err := newMachine(slog.New(slog.DiscardHandler), h)
+	m, err := newMachine(slog.New(slog.DiscardHandler), h, 0)
 	require.NoError(t, err)
 	return m, h
 }

@@ -120,6 +120,10 @@ type Node struct {
 	others  others
 	opened  atomic.Bool // this node has opened a round since it started
 
+	divergence atomic.Pointer[Divergence] // nil: this replica's state is the log's
+	replaying  sync.Mutex                 // held while the history is replayed for somebody who doubts it
+	rechecked  uint64                     // the last entry up to which it was; under replaying
+
 	evidence []string // directories that were set aside beside this one
 
 	remembered []string // what peers.json has; sayHello's alone, as hellos
@@ -183,7 +187,11 @@ func (n *Node) start() error {
 	if err := n.verifyHistory(); err != nil {
 		return err
 	}
-	if n.machine, err = newMachine(n.log, n.history); err != nil {
+	doubted, err := doubtedFrom(n.cfg.Dir.Path(""))
+	if err != nil {
+		return err
+	}
+	if n.machine, err = newMachine(n.log, n.history, doubted); err != nil {
 		return err
 	}
 	n.machine.joined = n.onJoined
@@ -213,7 +221,7 @@ func (n *Node) start() error {
 	}
 	n.installHandlers()
 	n.net.Serve(n.peerHandlers, n.log)
-	for _, run := range []func(){n.watchLeadership, n.sayHello, n.sendReports, n.fillHistory} {
+	for _, run := range []func(){n.watchLeadership, n.sayHello, n.sendReports, n.fillHistory, n.watchDivergence} {
 		n.work.Go(run)
 	}
 	return nil
@@ -299,7 +307,7 @@ func (n *Node) StateAt(_ context.Context, index uint64) (*fsm.State, error) {
 	case index > s.Index:
 		return nil, errorf(events.CodeUnavailable, "entry %d is not applied here yet; the last one is %d", index, s.Index)
 	}
-	return replayTo(n.history, index)
+	return replayTo(n.history, index, n.machine.doubted)
 }
 
 // Status tells what this node knows, with or without a quorum.
@@ -319,6 +327,7 @@ func (n *Node) Status() Status {
 		Rival:        n.others.rival(),
 		Evidence:     n.evidence,
 		RaftStats:    n.raft.Stats(),
+		Divergence:   n.Divergence(),
 	}
 	for _, trouble := range []func() error{n.history.Err, n.anchor.trouble} {
 		if problem == nil {

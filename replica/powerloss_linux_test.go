@@ -447,7 +447,7 @@ func (d *traced) consistent(path, what string) {
 	n := &Node{cfg: Config{Dir: dir, LogStore: d.kind}, log: slog.New(slog.DiscardHandler), ctx: t.Context()}
 	stores, err := n.openStores()
 	require.NoError(t, err, what)
-	n.machine, err = newMachine(n.log, stores.History)
+	n.machine, err = newMachine(n.log, stores.History, 0)
 	require.NoError(t, err, what)
 	require.NoError(t, n.lookForLog(stores), what)
 	h, _ := n.machine.now()

@@ -166,8 +166,15 @@ func (n *Node) Fault(ctx context.Context, f events.RoundFaulted) error {
 			return nil
 		}
 		err := n.callLeader(ctx, "fault", f, nil)
-		if e, ok := errors.AsType[*Error](err); ok && e.Code == events.CodeInvalidInput {
+		e, ok := errors.AsType[*Error](err)
+		if ok && e.Code == events.CodeInvalidInput {
 			return err
+		}
+		if phase, _ := n.machine.trouble(); ok && e.Code == events.CodeDiverged && phase == PhaseDiverged {
+			return err // nobody leads who may write: every rank's own node tells its trainer
+		}
+		if phase, _ := n.machine.trouble(); err == nil && phase == PhaseDiverged {
+			return nil // it is in the log, which is not applied here any more
 		}
 		if err != nil {
 			n.log.Warn("the round's fault is not in the log yet; trying again", "error", err)

@@ -51,7 +51,11 @@ func (n *Node) Register(ctx context.Context, r Registration) (uint64, error) {
 			return 0, errorf(events.CodeNotAuthority, "round %d was opened %s: this one is not part of it; connect again on all ranks to open the next round", round.Number, without(round, r.Rank))
 		}
 		if phase, problem := n.machine.trouble(); phase == PhaseFailed || phase == PhaseDiverged {
-			return 0, errorf(events.CodeUnavailable, "this node cannot take part in a round: %v", problem)
+			code := events.CodeUnavailable
+			if phase == PhaseDiverged {
+				code = events.CodeDiverged
+			}
+			return 0, errorf(code, "this node cannot take part in a round: %v", problem)
 		}
 		err := n.callLeader(ctx, "register", msg, &answer)
 		if ctx.Err() == nil {

@@ -104,7 +104,7 @@ func Verify(history *events.History, old *Stores, log *slog.Logger) (*Kept, erro
 	if err != nil {
 		return nil, err
 	}
-	if k.machine, err = newMachine(log, history); err != nil {
+	if k.machine, err = newMachine(log, history, 0); err != nil {
 		return nil, err
 	}
 	if _, problem := k.machine.trouble(); problem != nil {

@@ -53,7 +53,9 @@ type Status struct {
 	LogStore     string // "boltdb" or "wal"; empty in simulated clusters
 	RaftStats    map[string]string
 
-	Rival    string   // another log of the run that is led, too, for people
+	Rival      string      // another log of the run that is led, too, for people
+	Divergence *Divergence // what is known of why the phase is diverged
+
 	Evidence []string // earlier histories that were kept aside from this directory
 }
 

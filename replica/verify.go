@@ -53,7 +53,11 @@ func (n *Node) verifyHistory() error {
 		n.log.Warn("it is not known which build verified the history last: the whole history is replayed", "file", name, "error", err)
 	}
 	if !n.vouched(was) {
-		v := verification{history: n.history, log: n.log, every: verifyProgress, dir: n.cfg.Dir.Path(""), build: n.cfg.Build, before: cmp.Or(was.Build, "not known")}
+		doubted, err := doubtedFrom(n.cfg.Dir.Path(""))
+		if err != nil {
+			return err
+		}
+		v := verification{history: n.history, doubted: doubted, log: n.log, every: verifyProgress, dir: n.cfg.Dir.Path(""), build: n.cfg.Build, before: cmp.Or(was.Build, "not known")}
 		if whole, err := v.run(); err != nil || !whole {
 			return err // the next start looks again
 		}
@@ -114,6 +118,7 @@ type verification struct {
 	dir     string
 	build   string // this one
 	before  string // that verified it last, for people
+	doubted uint64 // what was recorded of states from this entry on is evidence; 0: all of it counts
 
 	state  *fsm.State
 	images map[uint64][]byte // newest ones, by entry
@@ -206,6 +211,8 @@ func (k knownDivergence) Error() string {
 	return fmt.Sprintf("this replica diverged at entry %d", uint64(k))
 }
 
+func (v *verification) isDoubted(index uint64) bool { return v.doubted > 0 && index >= v.doubted }
+
 // entry replays one entry.
 func (v *verification) entry(r events.Record) error {
 	e, err := events.Decode(r.Entry)
@@ -215,10 +222,11 @@ func (v *verification) entry(r events.Record) error {
 	next, _, err := fsm.Apply(v.state, e)
 	var diverged *fsm.DivergedError
 	switch {
-	case errors.As(err, &diverged) && r.Bookkeeping == events.Digest{}:
+	case errors.As(err, &diverged) && (r.Bookkeeping == events.Digest{} || v.isDoubted(r.Index)):
 		return knownDivergence(r.Index)
 	case err != nil:
 		return v.differs(r.Index, "bookkeeping digest "+r.Bookkeeping.Short()+" after it, as recorded", err.Error())
+	case v.isDoubted(r.Index): // only what the entries say counts
 	case next.Bookkeeping() != r.Bookkeeping:
 		return v.differs(r.Index, "bookkeeping digest "+r.Bookkeeping.Short()+" after it, as recorded", next.Bookkeeping().Short())
 	case e.Key != nil && next.Lifecycle(e.Key.Model) != r.Lifecycle:
@@ -237,7 +245,7 @@ func (v *verification) entry(r events.Record) error {
 // image compares a kept state with the replayed one: a start goes on from it.
 func (v *verification) image(index uint64) error {
 	b, ok := v.images[index]
-	if !ok {
+	if !ok || v.isDoubted(index) {
 		return nil
 	}
 	kept, err := fsm.FromImage(b)

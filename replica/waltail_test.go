@@ -117,7 +117,7 @@ func TestNodeWhoseLogEndsBeforeItsHistory(t *testing.T) {
 				for _, l := range logOf(t, 5) {
 					require.NoError(t, stores.Log.StoreLog(&raft.Log{Index: l.Index, Term: 1, Data: l.Data}))
 				}
-				m, err := newMachine(c.Logger, stores.History)
+				m, err := newMachine(c.Logger, stores.History, 0)
 				require.NoError(t, err)
 				for _, l := range logOf(t, 5) {
 					require.Empty(t, m.Apply(l).(applied).refused)

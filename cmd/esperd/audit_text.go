@@ -207,9 +207,15 @@ func siteLine(s *audit.Site) string {
 func branchText(b *audit.Branch) string {
 	switch b.Kind {
 	case audit.BranchRewound:
-		return fmt.Sprintf("entry %d takes model %s back to the mark of entry %d of lineage %.12s (chain %s)", b.Index, b.Model, b.From.Index, b.Lineage, b.From.Chain.Short())
+		text := fmt.Sprintf("entry %d takes model %s back to entry %d (chain %s)", b.Index, b.Model, b.From.Index, b.From.Chain.Short())
+		if b.LeftFrom > 0 {
+			text += fmt.Sprintf("; what entries %d to %d did to it is a branch that was left", b.LeftFrom, b.LeftTo)
+		}
+		return text
+	case audit.BranchAdopted:
+		return fmt.Sprintf("entry %d takes model %s over from a mark of lineage %.12s, entry %d (chain %s), a log that is lost", b.Index, b.Model, b.Lineage, b.From.Index, b.From.Chain.Short())
 	case audit.BranchRecovered:
-		return fmt.Sprintf("entry %d goes on, under a new lineage, where lineage %.12s was lost after its entry %d (chain %s)", b.Index, b.Lineage, b.From.Index, b.From.Chain.Short())
+		return fmt.Sprintf("entry %d goes on under a new lineage from entry %d (chain %s) of lineage %.12s, whose quorum was lost", b.Index, b.From.Index, b.From.Chain.Short(), b.Lineage)
 	}
 	return fmt.Sprintf("entry %d continues run %s, lineage %.12s, from its entry %d (chain %s)", b.Index, b.Run, b.Lineage, b.From.Index, b.From.Chain.Short())
 }

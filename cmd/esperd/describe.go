@@ -259,6 +259,9 @@ func faultText(f *events.RoundFaulted) string {
 		return fmt.Sprintf("round %d is over, %s: the trainer of rank %d is gone: %s; its last call was %s%s (entry %d)",
 			f.Round, f.Code, f.Rank, cmp.Or(f.Reason, "it is not known why"), keyText(&f.Got), siteText(f.GotSite), f.Index)
 	}
+	if f.Code == events.CodeDiverged {
+		return fmt.Sprintf("round %d is over, %s: %s (entry %d)", f.Round, f.Code, f.What(), f.Index)
+	}
 	return fmt.Sprintf("round %d is over, %s: rank %d called %s%s, where rank 0 called %s%s (entry %d)",
 		f.Round, f.Code, f.Rank, keyText(&f.Got), siteText(f.GotSite), keyText(&f.Want), siteText(f.WantSite), f.Index)
 }

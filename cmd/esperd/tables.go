@@ -81,7 +81,10 @@ func statusTable(w io.Writer, s *api.State, ranks []api.Rank) error {
 		if s.Durability == relaxed {
 			row("durability", "RELAXED: "+relaxedMeans)
 		}
-		if s.Problem != "" && s.Phase != "joining" {
+		if d := s.Divergence; d != nil && d.Fault != "" {
+			row("DIVERGED", divergenceText(d))
+		}
+		if s.Problem != "" && s.Phase != "joining" && s.Divergence == nil {
 			row("problem", s.Problem)
 		}
 		if s.Rival != "" {
@@ -142,6 +145,22 @@ func phaseText(s *api.State) string {
 		vote = "voter"
 	}
 	return fmt.Sprintf("%s, %s, %s", s.Phase, s.Role, vote)
+}
+
+// divergenceText says what a node found out about its state, and what to do.
+func divergenceText(d *api.StateDivergence) string {
+	who := "it is not decided whose state is wrong"
+	if d.AtFaultRank != nil {
+		who = fmt.Sprintf("rank %d is at fault", *d.AtFaultRank)
+	} else if d.AtFault != "" {
+		who = fmt.Sprintf("node %s is at fault", nodeText(d.AtFault))
+	}
+	text := fmt.Sprintf("at entry %d, %s: %s; since %s (%s expected %s, got %s, replay %s)", d.Index, who, d.Reason,
+		d.Since.Local().Format(time.DateTime), d.Which, d.Want.Short(), d.Got.Short(), d.Replay.Short())
+	if d.Fault == "self" && d.AtFaultRank != nil && d.Writer != d.Node {
+		text += fmt.Sprintf("; restart the esperd of rank %d: it takes its state from its history", *d.AtFaultRank)
+	}
+	return text
 }
 
 func leaderText(s *api.State) string {

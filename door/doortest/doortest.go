@@ -367,6 +367,40 @@ func (n *Node) Fault(_ context.Context, f events.RoundFaulted) error {
 	return err
 }
 
+// Divergence implements door.Replica.
+func (n *Node) Divergence() *replica.Divergence {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	return n.status.Divergence
+}
+
+// Recheck implements door.Replica: a node that holds another state than the log's
+// finds that out.
+func (n *Node) Recheck(context.Context) error {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	if n.corrupt != nil && n.status.Divergence == nil {
+		n.diverge(replica.BlameSelf, n.applied)
+	}
+	return nil
+}
+
+// diverge is called with the log's lock held.
+func (n *Node) diverge(fault replica.Blame, index uint64) {
+	rank := n.status.Rank
+	d := &replica.Divergence{Index: index, First: n.applied, Which: "lifecycle", Model: n.corrupt.Models[0].Name, Live: n.corrupt.Models[0].Digest(),
+		Entry: n.log.states[n.applied].Models[0].Digest(), Fault: fault, Since: time.Now(), Reason: "its bits differ"}
+	d.Replay = d.Entry
+	switch fault {
+	case replica.BlameSelf:
+		d.Node, d.Rank = n.status.Node, &rank
+	case replica.BlameWriter:
+		d.Node, d.Rank, d.Replay = n.log.nodes[0].status.Node, new(uint64), d.Live
+	}
+	n.status.Phase, n.status.Problem, n.status.Divergence = replica.PhaseDiverged, d.Text(), d
+	n.wake()
+}
+
 // Report implements door.Replica.
 func (n *Node) Report(ev events.Event) {
 	n.log.mu.Lock()
@@ -466,12 +500,19 @@ func ask(ctx context.Context, handler func(context.Context, []byte) (any, error)
 }
 
 // Corrupt freezes the node in a state that is not the log's: one slot's record
-// differs. The next entry tells.
-func (n *Node) Corrupt() {
+// differs. The next entry told it, and whose fault that is.
+func (n *Node) Corrupt(fault replica.Blame) {
 	n.log.mu.Lock()
 	defer n.log.mu.Unlock()
 	n.held, n.corrupt = true, corrupted(n.log.states[n.applied])
-	n.status.Phase, n.status.Problem = replica.PhaseDiverged, "the lifecycle digest differs"
+	n.diverge(fault, n.applied+1)
+}
+
+// Rot lets the node go on as a member with a state that is not the log's.
+func (n *Node) Rot() {
+	n.log.mu.Lock()
+	defer n.log.mu.Unlock()
+	n.held, n.corrupt = true, corrupted(n.log.states[n.applied])
 	n.wake()
 }
 

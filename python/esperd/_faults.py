@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Union
 
 from esperd._http import Absent, Connection, Lost, Silent, Unreadable
 from esperd._last_calls import last_calls
 from esperd._trainer import Trainer
-from esperd.errors import RoundFaulted, error_of_fault
+from esperd.errors import Diverged, RoundFaulted, error_of_fault
 from esperd.evidence import Fault
 
 _RETRY_S = 0.5
@@ -27,7 +27,7 @@ _PASSING = (Absent, Lost, Silent, Unreadable, OSError, AttributeError, KeyError,
 
 _log = logging.getLogger("esperd")
 
-OnFatal = Callable[[RoundFaulted], object]
+OnFatal = Callable[[Union[RoundFaulted, Diverged]], object]
 
 
 class FaultWatch(threading.Thread):
@@ -94,9 +94,9 @@ class FaultWatch(threading.Thread):
         return False
 
     def _tell(self, fault: Fault) -> None:
-        if fault.rank == self._rank and fault.code != "unavailable":
+        if fault.rank == self._rank and fault.code not in ("unavailable", "diverged"):
             return
-        error = error_of_fault(fault, last_calls(self._socket, fault.got.model))
+        error = error_of_fault(fault, last_calls(self._socket, fault.got.model), self._rank)
         if self._closed.is_set():
             return
         try:

@@ -14,7 +14,7 @@ from esperd._door import Door, encoded
 from esperd._http import Absent, Lost, Silent, Unreadable
 from esperd._last_calls import last_calls
 from esperd._trainer import Trainer
-from esperd.errors import EsperdError, RoundFaulted, Unavailable, error_of_fault
+from esperd.errors import Diverged, EsperdError, RoundFaulted, Unavailable, error_of_fault
 from esperd.evidence import Fault, LastCall
 
 __all__ = ["Busy", "Unnumbered"]
@@ -86,7 +86,7 @@ class Unnumbered:
             body["failed"] = failed
         self._try_to_tell("/v1/close", body, QUICK_S)
 
-    def round_over(self, number: int, word: int) -> Optional[RoundFaulted]:
+    def round_over(self, number: int, word: int) -> Optional[Union[RoundFaulted, Diverged]]:
         """Return why a round is over, None if it is not or if nobody knows. It
         asks once for each value of the word, and again, but not at once, if that
         has failed: the entry that ends a round is the last one there is."""
@@ -98,7 +98,7 @@ class Unnumbered:
                 now = time.monotonic()
                 self._look_at = now + max(_LOOK_AGAIN_S, _LOOK_REST * (now - began))
                 _log.debug("whether round %d is over cannot be told: %s", number, error)
-        return _over(self._looked[1], number, self._looked[2])
+        return _over(self._looked[1], number, self._looked[2], self._trainer.rank)
 
     def close(self) -> None:
         """End what is under way in other threads."""
@@ -154,9 +154,9 @@ class Unnumbered:
             door.release()
 
 
-def _over(now: _Json, number: int, last: List[LastCall]) -> Optional[RoundFaulted]:
+def _over(now: _Json, number: int, last: List[LastCall], rank: Optional[int] = None) -> Optional[Union[RoundFaulted, Diverged]]:
     """Return why a round is over, by the one that is open."""
     if now and now["number"] > number:
         return RoundFaulted(f"round {number} is over: the trainers connected again, and round {now['number']} is open; end this process")
     fault = now.get("fault")
-    return error_of_fault(Fault.of(fault), last) if fault else None
+    return error_of_fault(Fault.of(fault), last, rank) if fault else None

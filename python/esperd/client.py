@@ -88,7 +88,8 @@ def connect(
             slots here. None: the log goes on where it ends.
         on_fatal: called with a :class:`RoundFaulted`, in a thread of its own, as
             soon as the round is over because the ranks did not make the same
-            calls, or because a rank's trainer is gone: the place to end the
+            calls, or because a rank's trainer is gone or its replica differs
+            (a :class:`Diverged` where this rank's state may be wrong): the place to end the
             process or its process group, which may be waiting in a collective
             that never completes. It is not called on the rank whose own call
             ended the round: that call raises, and says more.
@@ -324,7 +325,7 @@ class Client(SlotCalls):
         older one, or one on another machine) it returns False.
 
         Raises:
-            RoundFaulted: the round is over. esperd is asked for that once for
+            RoundFaulted, Diverged: the round is over. esperd is asked for that once for
                 every new entry, so a call may take a millisecond then.
         """
         calls = self._calls

@@ -7,7 +7,7 @@ next. Scripts match on the class, or on ``code``, which is never renamed.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Type, Union
 
 from esperd._mark import OfferedMark, offered_of
 from esperd.evidence import Fault, Key, LastCall
@@ -152,8 +152,15 @@ class MarkMismatch(EsperdError):
 
 
 class Diverged(EsperdError):
-    """This rank's replica of the log differs from the others' and answers no
-    calls any more. Keep its data directory: it is the evidence."""
+    """What this rank was told may be wrong: its replica of the log had another
+    state than its history gives, or rank 0's had, or it is not known whose.
+
+    ``fault`` says which rank, with an empty ``node`` if that is not decided, and
+    ``fault.index`` at which entry it was found. Ranks whose replica is right get
+    :class:`RoundFaulted` with the fault's code "diverged" instead, where it is
+    known that another rank's is wrong. Keep the data directories: they are the
+    evidence.
+    """
 
     code = "diverged"
 
@@ -206,12 +213,14 @@ def error_of(problem: Dict[str, Any]) -> EsperdError:
     )
 
 
-def error_of_fault(f: Fault, last: Sequence[LastCall] = ()) -> RoundFaulted:
+def error_of_fault(f: Fault, last: Sequence[LastCall] = (), rank: Optional[int] = None) -> Union[RoundFaulted, Diverged]:
     """Return what every later call of a faulted round raises.
 
     Args:
         last: the last call of each rank, as far as it is known.
+        rank: who is told.
     """
+    kind: Union[Type[RoundFaulted], Type[Diverged]] = RoundFaulted
     what = f"was at {f.got.at(f.got_site)}, where rank 0 made {f.want.at(f.want_site)}"
     if f.code == "config-mismatch":
         what = f"configured model {f.got.model} otherwise than rank 0 did"
@@ -221,7 +230,11 @@ def error_of_fault(f: Fault, last: Sequence[LastCall] = ()) -> RoundFaulted:
             f"round {f.round} is over: the trainer of rank {f.rank} is gone: {f.reason}; its last call was {f.got.at(f.got_site)} "
             f"(entry {f.index}); start it again on all ranks"
         )
-    return RoundFaulted(
+    if f.code == "diverged":
+        if not f.node or f.rank in (0, rank):
+            kind = Diverged
+        text = f"round {f.round} is over: rank {f.rank}'s replica or the log differs: {f.reason} (entry {f.index}); see esperd status and esperd audit"
+    return kind(
         text,
         fault=f,
         want=f.want,

@@ -60,11 +60,13 @@ class Fault:
     """Why a round is over: ``rank`` was at ``got`` where rank 0 made ``want``.
 
     With the code "unavailable" the trainer of ``rank`` is gone: ``reason`` says
-    how, and ``got`` is the last call it made.
+    how, and ``got`` is the last call it made. With "diverged" the replica of
+    ``rank`` differs, ``reason`` says what was found, and ``node`` is empty where
+    it is not decided whose state is wrong.
     """
 
     round: int
-    code: str  # "order-mismatch", "missing-call", "config-mismatch" or "unavailable"
+    code: str  # "order-mismatch", "missing-call", "config-mismatch", "unavailable" or "diverged"
     rank: int
     node: str
     index: int  # of the entry that the rank's call did not fit

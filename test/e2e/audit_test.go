@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -16,7 +15,6 @@ import (
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/audit"
 	"github.com/esperd/esperd/client"
-	"github.com/esperd/esperd/events"
 )
 
 // audit runs esperd audit on places and returns its report.
@@ -148,97 +146,4 @@ func TestAuditOfBadTrainers(t *testing.T) {
 		require.NotEmpty(t, f.Sites[1].Site)
 		require.NotEqual(t, f.Sites[0].Call, f.Sites[1].Call)
 	}
-}
-
-// TestAuditOfAWrongTransition runs one rank with a build that applies one entry
-// wrongly: the world notices, and audit says which entry, rank and field.
-func TestAuditOfAWrongTransition(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it builds another esperd")
-	}
-	t.Parallel()
-	faulty := filepath.Join(t.TempDir(), "esperd-fault")
-	build := exec.Command("go", "build", "-buildvcs=false", "-tags", "esperdfault", "-o", faulty, "github.com/esperd/esperd/cmd/esperd")
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	for _, c := range []struct{ size, rank int }{{3, 1}, {3, 0}, {2, 1}, {2, 0}} {
-		t.Run(fmt.Sprintf("rank %d of %d", c.rank, c.size), func(t *testing.T) {
-			t.Parallel()
-			wrongTransition(t, faulty, c.size, c.rank)
-		})
-	}
-}
-
-func wrongTransition(t *testing.T, faulty string, size, rank int) {
-	w := startWorld(t, size)
-	j := w.newJob(func(o *client.Options) { o.Mode = events.ModeFollow })
-	j.germinate(slotNames[0])
-	j.step(0)
-	for _, c := range j.trainers {
-		require.NoError(t, c.End(j.ctx, ""))
-	}
-	w.settled()
-	w.terminate()
-	at := uint64(0)
-	for _, p := range w.audit(w.dirs()...).Places {
-		at = max(at, p.Head)
-	}
-	at += 5 // after the next round and its configuration
-	for _, n := range w.nodes {
-		if n.rank == rank {
-			n.startFaulty(faulty, at)
-		} else {
-			n.start()
-		}
-	}
-	w.settled()
-	j = w.newJob(func(o *client.Options) { o.Mode = events.ModeFollow })
-	for range 12 { // each is an entry; only rank 0 makes them
-		_, _ = j.trainers[0].Advance(j.ctx, slotNames[0])
-	}
-	eventually(t, "a replica that has diverged", func() error {
-		for _, n := range w.nodes {
-			if s, err := n.state(); err == nil && s.Phase == "diverged" {
-				return nil
-			}
-		}
-		return errors.New("none has")
-	})
-	var r *audit.Report
-	eventually(t, "the report", func() error {
-		if r = w.audit(w.dirs()...); len(r.Findings) == 0 {
-			return errors.New("nothing found")
-		}
-		return nil
-	})
-	f := r.Findings[0]
-	require.Len(t, r.Findings, 1, "%+v", r.Findings)
-	require.Equal(t, audit.VerdictApply, f.Verdict, "%+v", f)
-	require.Equal(t, at, f.Index)
-	require.Equal(t, at-1, f.Agreed.Index)
-	require.Len(t, f.AtFault, 1)
-	require.EqualValues(t, rank, *f.AtFault[0].Rank)
-	if rank != 0 { // its frozen state is kept as evidence
-		require.NotEmpty(t, f.Differences, "%+v", f)
-		require.Equal(t, "main."+slotNames[0]+".seed.metrics.epochs", f.Differences[0].Field)
-		require.Equal(t, slotNames[0], f.Slot)
-	}
-}
-
-// startFaulty starts a build that applies an entry wrongly.
-func (n *node) startFaulty(binary string, at uint64) {
-	n.w.t.Helper()
-	log, err := os.OpenFile(n.logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	require.NoError(n.w.t, err)
-	defer log.Close()
-	p := &process{cmd: command(n.w.t.Context(), n.w.dir, append([]string{"run", "--log-format", "json"}, n.args...)...), done: make(chan struct{})}
-	p.cmd.Path, p.cmd.Args[0] = binary, binary
-	p.cmd.Env = append(p.cmd.Env, fmt.Sprintf("ESPERD_FAULT_APPLY=%d", at))
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	require.NoError(n.w.t, p.cmd.Start())
-	go func() {
-		_ = p.cmd.Wait()
-		close(p.done)
-	}()
-	n.process = p
 }
