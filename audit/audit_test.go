@@ -137,7 +137,7 @@ func TestBranchesOfRestarts(t *testing.T) {
 	require.Equal(t, Consistent, r.Outcome, text(r))
 	require.Equal(t, "new", r.Lineage)
 	require.Equal(t, []Branch{
-		{Index: 31, Kind: BranchRewound, Run: "run", Lineage: lineage, Model: "main", From: Point{20, marked}},
+		{Index: 31, Kind: BranchRewound, Run: "run", Lineage: lineage, Model: "main", From: Point{20, marked}, LeftFrom: 21, LeftTo: 30},
 		{Index: 32, Kind: BranchRecovered, Run: "run", Lineage: lineage, From: Point{31, lost}},
 	}, r.Branches)
 }

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -33,18 +34,16 @@ func (r *recorder) see(index uint64, e *events.Entry, out fsm.Outcome, s *fsm.St
 	if out.Refused != "" {
 		return
 	}
+	if b := BranchOf(index, e); b != nil {
+		b.Run = cmp.Or(s.Run, b.Run)
+		r.branch(*b)
+	}
 	if e.Kind == events.KindCall {
-		if b := BranchOf(index, e); b != nil {
-			r.branch(*b)
-		}
 		return
 	}
 	for i := range e.Events {
 		ev := &e.Events[i]
 		switch {
-		case ev.Recovered != nil:
-			p := ev.Recovered.From
-			r.branch(Branch{Index: index, Kind: BranchRecovered, Run: s.Run, Lineage: p.Lineage, From: Point{p.Index, p.Chain}})
 		case ev.Founded != nil && ev.Founded.Parent != nil:
 			p := ev.Founded.Parent
 			r.branch(Branch{Index: index, Kind: BranchContinues, Run: p.Run, Lineage: p.Lineage, From: Point{p.Index, p.Chain}})
@@ -77,9 +76,15 @@ func (r *recorder) branch(b Branch) {
 	r.branches = append(r.branches, b)
 }
 
-// BranchOf reads an entry that takes a model back to a mark; nil for any other.
-// The model's entries after the mark's, up to this one, are a branch that was left.
+// BranchOf reads an entry that takes a model back to a mark, or goes on under a
+// new lineage; nil for any other. The model's entries after the mark's, up to
+// this one, are a branch that was left.
 func BranchOf(index uint64, e *events.Entry) *Branch {
+	for i := range e.Events {
+		if p := e.Events[i].Recovered; p != nil {
+			return &Branch{Index: index, Kind: BranchRecovered, Lineage: p.From.Lineage, From: Point{p.From.Index, p.From.Chain}}
+		}
+	}
 	if e.Key == nil {
 		return nil
 	}

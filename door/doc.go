@@ -25,6 +25,7 @@
 // compared behind the trainer's back. What is no numbered call is in
 // unnumbered.go: requests, busy, the end of a session; and marks in checkpoint.go. How long a call waits is
 // in patience.go. A trainer that ends without a word is noticed in gone.go, also
-// if esperd was started again meanwhile (noted.go), and word.go keeps the memory
+// if esperd was started again meanwhile (noted.go), a replica that has diverged in
+// diverged.go, and word.go keeps the memory
 // that trainers look at between two steps. Audits read the log through records.go.
 package door

@@ -162,6 +162,9 @@ func (c *replayCmd) steps(ctx context.Context, a *app, p audit.Place, to uint64)
 		if err := entryLine(a.stdout, &e); err != nil {
 			return err
 		}
+		if b := audit.BranchOf(e.Index, s.Entry); b != nil && s.Refused == "" {
+			fmt.Fprintf(a.stdout, "%22s %s\n", "", oneLine(branchText(b)))
+		}
 		if slot != nil {
 			fmt.Fprintf(a.stdout, "%22s %s: %s, alpha %s\n", "", oneLine(seedText(slot.Name, slot.Seed)), slot.Stage, alphaText(slot.Alpha))
 		}
