@@ -20,11 +20,11 @@ demo: build ## replay a recorded 4-rank run through 4 esperds on this machine, a
 	bin/esperd demo
 
 test: lint ## vet, all tests, and all tests again under the race detector
-	$(GO) test -count=1 ./... # the real processes of test/e2e are no input that go's cache knows of
+	$(GO) test -count=1 -timeout 30m ./... # the real processes of test/e2e are no input that go's cache knows of
 	$(MAKE) race
 
 race:
-	ESPERD_SIM_SCHEDULES=$(RACE_SCHEDULES) $(GO) test -count=1 -race -short ./...
+	ESPERD_SIM_SCHEDULES=$(RACE_SCHEDULES) $(GO) test -count=1 -timeout 30m -race -short ./...
 
 bench: ## run the benchmarks, compare with etcd and, from Python, with a broadcast; write docs/bench.md
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 1h ./...
