@@ -147,12 +147,14 @@ var (
 		CodeIllegalTransition, CodeUnknownSlot, CodeConfigMismatch, CodeMarkMismatch, CodeInvalidInput, CodeDiverged, CodeUnavailable}
 
 	actionNames = []Action{ActionPrune}
+	ruleNames   = []InitRule{InitConstant, InitUniform}
 
 	vocabulary = map[reflect.Type]map[string]string{
-		reflect.TypeFor[Action](): nameSet(actionNames),
-		reflect.TypeFor[Gate]():   nameSet(gateNames),
-		reflect.TypeFor[Op]():     nameSet(opNames),
-		reflect.TypeFor[Code]():   nameSet(codeNames),
+		reflect.TypeFor[Action]():   nameSet(actionNames),
+		reflect.TypeFor[InitRule](): nameSet(ruleNames),
+		reflect.TypeFor[Gate]():     nameSet(gateNames),
+		reflect.TypeFor[Op]():       nameSet(opNames),
+		reflect.TypeFor[Code]():     nameSet(codeNames),
 	}
 )
 

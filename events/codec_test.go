@@ -26,6 +26,8 @@ var update = flag.Bool("update", false, "write the golden files in testdata anew
 type filler struct {
 	n    int
 	draw func(n int) int // a number below n
+
+	before3 bool // leave out what version 3 added to older events
 }
 
 // inOrder is the filler of the golden files: no randomness.
@@ -50,6 +52,17 @@ func (f *filler) fill(v reflect.Value) {
 	case Action:
 		names("prune")
 		return
+	case InitRule:
+		v.SetString(string(InitUniform))
+		return
+	case Tensor:
+		if t := reflect.ValueOf(new(Tensor)).Elem(); f.before3 {
+			for _, name := range []string{"Name", "Shape", "DType"} {
+				f.fill(t.FieldByName(name))
+			}
+			v.Set(t)
+			return
+		}
 	case Num:
 		nums := []float64{81.7, math.NaN(), 0.5, math.Inf(1), 1.0 / 3, math.Inf(-1), 1e300, 3}
 		v.SetFloat(nums[f.draw(len(nums))])
@@ -146,20 +159,26 @@ func TestGoldenEntries(t *testing.T) {
 		require.NoError(t, err, name)
 		asJSON = append(asJSON, string(j))
 	}
+	older := func(i int) *Entry {
+		f := inOrder()
+		f.before3 = true
+		return f.entry(i)
+	}
 	for i, name := range payloadNames {
-		e := inOrder().entry(i)
+		e := older(i)
 		if f := e.Events[0].RoundFaulted; f != nil {
 			f.Reason = ""
 		}
 		add(name, e)
 	}
 	add("round_faulted.2", inOrder().entry(slices.Index(payloadNames, "round_faulted")))
-	reset := inOrder().entry(slices.Index(payloadNames, "configured"))
+	reset := older(slices.Index(payloadNames, "configured"))
 	reset.Key.Op = OpReset
 	add("configured.2", reset)
 	refused := inOrder().entry(slices.Index(payloadNames, "refused"))
 	refused.Key.Op = OpResume
 	add("refused.3", refused)
+	add("configured.3", inOrder().entry(slices.Index(payloadNames, "configured")))
 	golden(t, "entries.hex", encoded)
 	golden(t, "events.ndjson", asJSON)
 }

@@ -3,6 +3,7 @@ package events
 import (
 	"cmp"
 	"fmt"
+	"slices"
 )
 
 // An Event is one fact: exactly one of its fields is set. The number of a field
@@ -152,11 +153,20 @@ type Blueprint struct {
 	Tensors []Tensor `cbor:"2,keyasint,omitempty" json:"tensors,omitempty"`
 }
 
-// Tensor is one parameter of a blueprint.
+// Tensor is one parameter of a blueprint. What follows its type is read where
+// esperd lays out the memory itself (package gpuexec).
 type Tensor struct {
-	Name  string   `cbor:"1,keyasint" json:"name"`
-	Shape []uint64 `cbor:"2,keyasint,omitempty" json:"shape"`
-	DType string   `cbor:"3,keyasint" json:"dtype"`
+	Name   string   `cbor:"1,keyasint" json:"name"`
+	Shape  []uint64 `cbor:"2,keyasint,omitempty" json:"shape"`
+	DType  string   `cbor:"3,keyasint" json:"dtype"`
+	Init   *Init    `cbor:"4,keyasint,omitempty" json:"init,omitempty"`   // nil: zeros
+	Master bool     `cbor:"5,keyasint,omitempty" json:"master,omitempty"` // a float32 copy is kept beside it
+}
+
+// Init is how a parameter is filled when its seed germinates.
+type Init struct {
+	Rule  InitRule `cbor:"1,keyasint" json:"rule"`
+	Value float64  `cbor:"2,keyasint,omitempty" json:"value"` // finite; for uniform above 0
 }
 
 // Configured starts a generation of a model: all slots DORMANT, no epoch
@@ -164,6 +174,18 @@ type Tensor struct {
 type Configured struct {
 	Generation uint64       `cbor:"1,keyasint" json:"generation"`
 	Slots      []SlotConfig `cbor:"2,keyasint" json:"slots"` // in slot order
+}
+
+// fills reports whether a tensor says how it is filled or kept.
+func (c *Configured) fills() bool {
+	for i := range c.Slots {
+		for _, b := range c.Slots[i].Blueprints {
+			if slices.ContainsFunc(b.Tensors, func(t Tensor) bool { return t.Init != nil || t.Master }) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Metrics is what is known about a seed's training: the readings and the

@@ -44,7 +44,7 @@ func versionOfOp(op Op) uint64 {
 
 func versionOfEvent(ev *Event) uint64 {
 	switch {
-	case ev.Rewound != nil, ev.Recovered != nil:
+	case ev.Rewound != nil, ev.Recovered != nil, ev.Configured != nil && ev.Configured.fills():
 		return 3
 	case ev.Requested != nil, ev.RequestDone != nil, ev.Fact != nil, ev.TrainerEnded != nil:
 		return 2

@@ -39,6 +39,9 @@ func TestVersionOf(t *testing.T) {
 		if slices.Contains(since2, name) {
 			want = 2
 		}
+		if name == "configured" {
+			want = 3 // its tensors say how they are filled
+		}
 		require.Equal(t, want, VersionOf(&Entry{Kind: KindCall, Events: []Event{{Fenced: &Fenced{}}, ev}}), name)
 	}
 	reset, resume := Key{Op: OpReset}, Key{Op: OpResume}
@@ -56,14 +59,16 @@ func TestVersionOf(t *testing.T) {
 		"a following round":          {Entry{Kind: KindRound, Events: mode(ModeFollow)}, 2},
 		"an observed round":          {Entry{Kind: KindRound, Events: mode(ModeObserve)}, 2},
 		"a reset":                    {Entry{Kind: KindCall, Key: &reset}, 2},
-		"a request":                  {Entry{Kind: KindRequest}, 2},
-		"a trainer that is gone":     {Entry{Kind: KindFault, Events: []Event{{RoundFaulted: &RoundFaulted{Reason: "killed"}}}}, 2},
-		"a resume that was refused":  {Entry{Kind: KindCall, Key: &resume}, 3},
-		"a recovered log":            {Entry{Kind: KindRecover}, 3},
-		"a resume out of order":      {Entry{Kind: KindFault, Events: []Event{{RoundFaulted: &RoundFaulted{Got: resume}}}}, 3},
-		"a resume out of place":      {Entry{Kind: KindReport, Events: []Event{{Mismatched: &Mismatched{Want: resume}}}}, 3},
-		"a reset out of order":       {Entry{Kind: KindFault, Events: []Event{{RoundFaulted: &RoundFaulted{Got: reset}}}}, 2},
-		"a reset that was missed":    {Entry{Kind: KindFault, Events: []Event{{RoundFaulted: &RoundFaulted{Want: reset}}}}, 2},
+		"a plain configuration": {Entry{Kind: KindCall, Events: []Event{{Configured: &Configured{Slots: []SlotConfig{{
+			Blueprints: []Blueprint{{Tensors: []Tensor{{Name: "w"}}}}}}}}}}, 1},
+		"a request":                 {Entry{Kind: KindRequest}, 2},
+		"a trainer that is gone":    {Entry{Kind: KindFault, Events: []Event{{RoundFaulted: &RoundFaulted{Reason: "killed"}}}}, 2},
+		"a resume that was refused": {Entry{Kind: KindCall, Key: &resume}, 3},
+		"a recovered log":           {Entry{Kind: KindRecover}, 3},
+		"a resume out of order":     {Entry{Kind: KindFault, Events: []Event{{RoundFaulted: &RoundFaulted{Got: resume}}}}, 3},
+		"a resume out of place":     {Entry{Kind: KindReport, Events: []Event{{Mismatched: &Mismatched{Want: resume}}}}, 3},
+		"a reset out of order":      {Entry{Kind: KindFault, Events: []Event{{RoundFaulted: &RoundFaulted{Got: reset}}}}, 2},
+		"a reset that was missed":   {Entry{Kind: KindFault, Events: []Event{{RoundFaulted: &RoundFaulted{Want: reset}}}}, 2},
 	} {
 		require.Equal(t, c.want, VersionOf(&c.e), name)
 	}

@@ -141,6 +141,16 @@ type Action string
 // ActionPrune asks for the end of a seed at the next fence.
 const ActionPrune Action = "prune"
 
+// An InitRule says how a new seed's parameter is filled.
+type InitRule string
+
+// The rules. A normal distribution is not among them: it takes functions that
+// no two devices compute to the same bit.
+const (
+	InitConstant InitRule = "constant" // every element is Value
+	InitUniform  InitRule = "uniform"  // between -Value and Value, both left out
+)
+
 // String returns the stage's name, as users write it.
 func (s Stage) String() string     { return enumName(stageNames, uint8(s), "Stage") }
 func (m Mode) String() string      { return enumName(modeNames, uint8(m), "Mode") }

@@ -138,6 +138,22 @@ func badTensors(list []events.Tensor) string {
 		if n := len(list[i].Shape); n > maxDims {
 			return fmt.Sprintf("tensor %s: expected at most %d dimensions, got %d", list[i].Name, maxDims, n)
 		}
+		if why := badInit(list[i].Init); why != "" {
+			return fmt.Sprintf("init of tensor %s: %s", list[i].Name, why)
+		}
+	}
+	return ""
+}
+
+func badInit(i *events.Init) string {
+	switch {
+	case i == nil:
+	case i.Rule != events.InitConstant && i.Rule != events.InitUniform:
+		return fmt.Sprintf("expected the rule %s or %s, got %.20q", events.InitConstant, events.InitUniform, i.Rule)
+	case math.IsNaN(i.Value) || math.IsInf(i.Value, 0):
+		return fmt.Sprintf("expected a finite value, got %v", i.Value)
+	case i.Rule == events.InitUniform && i.Value <= 0:
+		return fmt.Sprintf("uniform: expected a bound above 0, got %v", i.Value)
 	}
 	return ""
 }
@@ -212,6 +228,9 @@ func diffBlueprints(log, got []events.Blueprint) string {
 				return fmt.Sprintf("blueprint %s: tensor %d is %s %s%v in the log, %s %s%v here",
 					l.Name, j, a.Name, a.DType, a.Shape, b.Name, b.DType, b.Shape)
 			}
+			if fillText(a) != fillText(b) {
+				return fmt.Sprintf("blueprint %s: tensor %s is filled by %s in the log, %s here", l.Name, a.Name, fillText(a), fillText(b))
+			}
 		}
 		if len(l.Tensors) != len(g.Tensors) {
 			return fmt.Sprintf("blueprint %s has %d tensors in the log, %d here", l.Name, len(l.Tensors), len(g.Tensors))
@@ -221,4 +240,16 @@ func diffBlueprints(log, got []events.Blueprint) string {
 		return fmt.Sprintf("%d blueprints in the log, %d here", len(log), len(got))
 	}
 	return ""
+}
+
+// fillText says how a tensor is filled and kept.
+func fillText(t events.Tensor) string {
+	text := "zeros"
+	if t.Init != nil {
+		text = fmt.Sprintf("%s %v", t.Init.Rule, t.Init.Value)
+	}
+	if t.Master {
+		text += " with a master copy"
+	}
+	return text
 }

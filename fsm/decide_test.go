@@ -218,6 +218,15 @@ func TestConfigure(t *testing.T) {
 			{func(s []events.SlotConfig) { s[1].Blueprints[0].Tensors[0].Name = "" }, "name of tensor 0"},
 			{func(s []events.SlotConfig) { s[1].Blueprints[0].Tensors[0].DType = "\xff" }, "dtype"},
 			{func(s []events.SlotConfig) { s[1].Blueprints[0].Tensors[0].Shape = make([]uint64, 17) }, "dimensions"},
+			{func(s []events.SlotConfig) {
+				s[1].Blueprints[0].Tensors[0].Init = &events.Init{Rule: "normal", Value: 1}
+			}, `got "normal"`},
+			{func(s []events.SlotConfig) {
+				s[1].Blueprints[0].Tensors[0].Init = &events.Init{Rule: events.InitUniform, Value: math.Inf(1)}
+			}, "finite"},
+			{func(s []events.SlotConfig) {
+				s[1].Blueprints[0].Tensors[0].Init = &events.Init{Rule: events.InitUniform}
+			}, "above 0"},
 		} {
 			require.Contains(t, l.refused(events.CodeInvalidInput, "", slots(c.change)), c.reason)
 		}
@@ -249,6 +258,7 @@ func TestConfigure(t *testing.T) {
 			{func(s []events.SlotConfig) { s[1].Blueprints = nil }, "1 blueprints in the log, 0 here"},
 			{func(s []events.SlotConfig) { s[1].Blueprints[0].Tensors[0].Shape[1] = 5 }, "w float32[3 3] in the log, w float32[3 5] here"},
 			{func(s []events.SlotConfig) { s[1].Blueprints[0].Tensors = nil }, "1 tensors in the log, 0 here"},
+			{func(s []events.SlotConfig) { s[1].Blueprints[0].Tensors[0].Master = true }, "w is filled by zeros in the log, zeros with a master copy here"},
 		} {
 			require.Contains(t, l.refused(events.CodeConfigMismatch, "", slots(c.change)), c.reason)
 		}
