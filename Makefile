@@ -8,7 +8,7 @@ AUDIT_FAULTS ?= 10000
 # Kills of torch-kill.
 TORCH_KILLS ?= 20
 
-.PHONY: help build demo test race bench sim-long audit-faults torch-kill fuzz lint clean
+.PHONY: help build demo test race bench sim-long audit-faults torch-kill fuzz lint kernels gpu-check clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,20 @@ lint: ## gofmt and go vet
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -C test/bench ./...
+
+# The PTX is committed: whoever builds esperd needs no clang. Another clang makes
+# other PTX, so its version is pinned; "ESPERD_REQUIRE=clang go test ./test/ptx"
+# compares.
+CLANG    ?= clang-19
+PTXFLAGS := --target=nvptx64-nvidia-cuda -march=sm_70 -Xclang -target-feature -Xclang +ptx70 \
+            -O3 -ffp-contract=off -fno-ident -nostdinc -Wall -Wextra -Werror -S
+PTX      ?= gpuexec/kernels/esperd.ptx
+
+kernels: ## compile the GPU kernels to PTX with clang-19 (Debian's package)
+	$(CLANG) $(PTXFLAGS) gpuexec/kernels/src/kernels.c -o $(PTX)
+
+gpu-check: ## build bin/gpu-check: the checks for a machine with a GPU
+	sh test/gpu/build.sh
 
 clean: ## remove what build made
 	rm -rf bin

@@ -1,0 +1,259 @@
+// A libcuda for tests: the functions that package cuda uses, on memory of the
+// host. It checks its arguments as the driver does (the context of the thread
+// above all), runs the kernels by the C of elements.h, counts what is not given
+// back, and fails where it is told to.
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "../../kernels/src/elements.h"
+
+typedef int CUresult;
+typedef uint64_t CUdeviceptr;
+enum { OK = 0, INVALID = 1, OOM = 2, NOT_INIT = 3, NO_DEVICE = 100, BAD_DEVICE = 101, NO_CONTEXT = 201, BAD_PTX = 218, BAD_HANDLE = 400, NOT_FOUND = 500 };
+
+// ---- What a test sets, and looks at. ----
+
+static struct { char name[64]; int after; CUresult code; } fault;
+static int version = 12040, devices = 2, exports = 1, major = 9;
+static int64_t limit = 1ll << 40, used; // bytes
+static int live;                        // objects that were made and not given back
+static CUresult sticky;                 // what the context answers from now on
+static int calls;                       // kernels launched
+
+void stub_reset(void) {
+  memset(&fault, 0, sizeof fault);
+  version = 12040, devices = 2, exports = 1, major = 9, limit = 1ll << 40, sticky = 0, calls = 0;
+}
+// Makes the call of that function after so many others fail.
+void stub_fail(const char *name, int after, CUresult code) {
+  strncpy(fault.name, name, sizeof fault.name - 1);
+  fault.after = after, fault.code = code;
+}
+void stub_set(const char *what, int64_t v) {
+  if (!strcmp(what, "version")) version = v;
+  if (!strcmp(what, "devices")) devices = v;
+  if (!strcmp(what, "exports")) exports = v;
+  if (!strcmp(what, "major")) major = v;
+  if (!strcmp(what, "limit")) limit = used + v;
+  if (!strcmp(what, "live")) live = v;
+}
+int64_t stub_get(const char *what) {
+  return !strcmp(what, "live") ? live : !strcmp(what, "used") ? used : !strcmp(what, "launches") ? calls : -1;
+}
+
+static CUresult told(const char *name) {
+  if (fault.code && !strcmp(fault.name, name) && fault.after-- == 0) {
+    CUresult r = fault.code;
+    fault.code = 0;
+    if (r >= 700) sticky = r;
+    return r;
+  }
+  return 0;
+}
+static __thread void *current;
+static int inited;
+static char primary[2];
+
+#define FAULTS do { CUresult r_ = told(__func__); if (r_) return r_; } while (0)
+#define CONTEXT do { FAULTS; if (!current) return NO_CONTEXT; if (sticky) return sticky; } while (0)
+
+// ---- Driver, devices, context. ----
+
+CUresult cuInit(unsigned flags) { FAULTS; if (flags) return INVALID; if (!devices) return NO_DEVICE; inited = 1; return OK; }
+CUresult cuDriverGetVersion(int *v) { FAULTS; *v = version; return OK; }
+CUresult cuGetErrorName(CUresult r, const char **s) { *s = r == OOM ? "CUDA_ERROR_OUT_OF_MEMORY" : r == 719 ? "CUDA_ERROR_LAUNCH_FAILED" : "CUDA_ERROR_STUB"; return OK; }
+CUresult cuGetErrorString(CUresult r, const char **s) { *s = r == OOM ? "out of memory" : "as the test wanted"; return OK; }
+CUresult cuDeviceGetCount(int *n) { FAULTS; if (!inited) return NOT_INIT; *n = devices; return OK; }
+CUresult cuDeviceGet(int *d, int i) { FAULTS; if (i < 0 || i >= devices) return BAD_DEVICE; *d = i; return OK; }
+CUresult cuDeviceGetName(char *s, int n, int d) { FAULTS; if (d >= devices || n < 16) return INVALID; strcpy(s, "Stub GPU"); return OK; }
+CUresult cuDeviceGetUuid(char *u, int d) { FAULTS; for (int i = 0; i < 16; i++) u[i] = i * 3 + d; return OK; }
+CUresult cuDeviceGetAttribute(int *v, int a, int d) {
+  FAULTS;
+  if (d >= devices) return BAD_DEVICE;
+  switch (a) {
+  case 16: *v = 3; return OK;
+  case 75: *v = major; return OK;
+  case 76: *v = 0; return OK;
+  case 102: case 103: *v = exports; return OK;
+  }
+  return INVALID;
+}
+CUresult cuDevicePrimaryCtxRetain(void **c, int d) { FAULTS; *c = &primary[d]; live++; return OK; }
+CUresult cuDevicePrimaryCtxRelease_v2(int d) { FAULTS; (void)d; live--; return OK; }
+CUresult cuCtxSetCurrent(void *c) { FAULTS; current = c; return OK; }
+
+// ---- Streams. Everything is done at once; only the arguments are checked. ----
+
+static char stream;
+CUresult cuStreamCreate(void **s, unsigned flags) { CONTEXT; if (flags != 1) return INVALID; *s = &stream; live++; return OK; }
+CUresult cuStreamDestroy_v2(void *s) { CONTEXT; if (s != &stream) return BAD_HANDLE; live--; return OK; }
+CUresult cuStreamSynchronize(void *s) { CONTEXT; return s == &stream ? OK : BAD_HANDLE; }
+
+// ---- Memory. ----
+
+CUresult cuMemAlloc_v2(CUdeviceptr *p, size_t n) {
+  CONTEXT;
+  if (!n) return INVALID;
+  if (used + (int64_t)n > limit) return OOM;
+  size_t *q = mmap(0, n + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (q == MAP_FAILED) return OOM;
+  *q = n, used += n, live++;
+  memset((char *)q + 4096, 0xa5, n);
+  *p = (CUdeviceptr)q + 4096;
+  return OK;
+}
+CUresult cuMemFree_v2(CUdeviceptr p) { CONTEXT; size_t *q = (size_t *)(p - 4096), n = *q; used -= n, live--; return munmap(q, n + 4096) ? INVALID : OK; }
+CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr d, const void *s, size_t n, void *st) { CONTEXT; if (st != &stream) return BAD_HANDLE; memcpy((void *)d, s, n); return OK; }
+CUresult cuMemcpyDtoHAsync_v2(void *d, CUdeviceptr s, size_t n, void *st) { CONTEXT; if (st != &stream) return BAD_HANDLE; memcpy(d, (void *)s, n); return OK; }
+#define MEMSET(NAME, T)                                                        \
+  CUresult NAME(CUdeviceptr d, T v, size_t n, void *st) {                      \
+    CONTEXT;                                                                   \
+    if (st != &stream || d % sizeof(T)) return INVALID;                        \
+    for (size_t i = 0; i < n; i++) ((T *)d)[i] = v;                            \
+    return OK;                                                                 \
+  }
+MEMSET(cuMemsetD8Async, uint8_t)
+MEMSET(cuMemsetD16Async, uint16_t)
+MEMSET(cuMemsetD32Async, uint32_t)
+CUresult cuIpcGetMemHandle(char *h, CUdeviceptr p) { CONTEXT; for (int i = 8; i < 64; i++) h[i] = i; memcpy(h, &p, 8); return OK; }
+
+#ifndef STUB_OLD
+struct prop { int kind, handles, location, id; void *win32; char flags[8]; };
+struct desc { int location, id, flags; };
+#define GRAIN (2ul << 20)
+static int good(const struct prop *p) { return p->kind == 1 && p->handles == 1 && p->location == 1 && p->id >= 0 && p->id < devices && !p->win32; }
+
+CUresult cuMemGetAllocationGranularity(size_t *n, const struct prop *p, int option) { FAULTS; if (!good(p) || option) return INVALID; *n = GRAIN; return OK; }
+CUresult cuMemAddressReserve(CUdeviceptr *p, size_t n, size_t align, CUdeviceptr hint, uint64_t flags) {
+  CONTEXT;
+  if (!n || n % GRAIN || align % GRAIN || hint || flags) return INVALID;
+  char *q = n > 1ull << 50 ? MAP_FAILED : mmap(0, n + GRAIN, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (q == MAP_FAILED) return OOM;
+  char *aligned = (char *)(((uintptr_t)q + GRAIN - 1) & ~(GRAIN - 1));
+  if (aligned > q) munmap(q, aligned - q);
+  munmap(aligned + n, q + GRAIN - aligned);
+  *p = (CUdeviceptr)aligned, live++;
+  return OK;
+}
+CUresult cuMemAddressFree(CUdeviceptr p, size_t n) { CONTEXT; live--; return munmap((void *)p, n) ? INVALID : OK; }
+
+struct handle { int fd; size_t size; };
+CUresult cuMemCreate(uint64_t *h, size_t n, const struct prop *p, uint64_t flags) {
+  CONTEXT;
+  if (!good(p) || flags || !n || n % GRAIN) return INVALID;
+  if (used + (int64_t)n > limit) return OOM;
+  struct handle *x = malloc(sizeof *x);
+  x->fd = memfd_create("stub", MFD_CLOEXEC), x->size = n;
+  if (x->fd < 0 || ftruncate(x->fd, n)) return OOM;
+  char *q = mmap(0, n, PROT_WRITE, MAP_SHARED, x->fd, 0);
+  memset(q, 0xa5, n); // as it comes, it is not zero
+  munmap(q, n);
+  used += n, live++, *h = (uint64_t)x;
+  return OK;
+}
+CUresult cuMemRelease(uint64_t h) { CONTEXT; struct handle *x = (void *)h; used -= x->size, live--; close(x->fd); free(x); return OK; }
+CUresult cuMemMap(CUdeviceptr p, size_t n, size_t offset, uint64_t h, uint64_t flags) {
+  CONTEXT;
+  struct handle *x = (void *)h;
+  if (p % GRAIN || n != x->size || offset || flags) return INVALID;
+  if (mmap((void *)p, n, PROT_NONE, MAP_SHARED | MAP_FIXED, x->fd, 0) == MAP_FAILED) return INVALID;
+  live++;
+  return OK;
+}
+CUresult cuMemUnmap(CUdeviceptr p, size_t n) {
+  CONTEXT;
+  live--;
+  return mmap((void *)p, n, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED ? INVALID : OK;
+}
+CUresult cuMemSetAccess(CUdeviceptr p, size_t n, const struct desc *d, size_t count) {
+  CONTEXT;
+  if (count != 1 || d->location != 1 || d->id < 0 || d->id >= devices || d->flags != 3) return INVALID;
+  return mprotect((void *)p, n, PROT_READ | PROT_WRITE) ? INVALID : OK;
+}
+CUresult cuMemExportToShareableHandle(void *out, uint64_t h, int kind, uint64_t flags) {
+  CONTEXT;
+  if (kind != 1 || flags) return INVALID;
+  *(int *)out = dup(((struct handle *)h)->fd);
+  return OK;
+}
+#endif
+
+// ---- Kernels: the element functions, one block after the other. ----
+
+static const char *names[] = {"esperd_uniform_f32", "esperd_uniform_f16", "esperd_uniform_bf16", "esperd_fingerprint", "esperd_table"};
+CUresult cuModuleLoadDataEx(void **m, const char *ptx, unsigned n, const int *opts, void **vals) {
+  CONTEXT;
+  if (n != 2 || opts[0] != 5 || opts[1] != 6) return INVALID;
+  size_t length = strlen(ptx); // ends, or else is found by the sanitizer
+  int bad = length < 1000 || !strstr(ptx, ".version 7.0") || !strstr(ptx, ".target sm_70");
+  CUresult r = told("jit");
+  if (bad || r) {
+    strncpy(vals[0], "ptxas fatal: as the test wanted", (size_t)vals[1] - 1);
+    return BAD_PTX;
+  }
+  *m = (void *)names, live++;
+  return OK;
+}
+CUresult cuModuleUnload(void *m) { CONTEXT; live--; return m == (void *)names ? OK : BAD_HANDLE; }
+CUresult cuModuleGetFunction(void **f, void *m, const char *name) {
+  CONTEXT;
+  for (unsigned i = 0; m == (void *)names && i < sizeof names / sizeof *names; i++)
+    if (!strcmp(names[i], name)) { *f = &names[i]; return OK; }
+  return NOT_FOUND;
+}
+
+static void uniform_kernel(int kind, char *dst, u64 n, u64 key, u64 stream_, float scale) {
+  for (u64 i = 0; i < n; i++) {
+    float f = uniform(random_block(i / 4, stream_, key).w[i % 4], scale);
+    if (kind == 0) ((u32 *)dst)[i] = bits_f32(f);
+    if (kind == 1) ((u16 *)dst)[i] = bits_f16(f);
+    if (kind == 2) ((u16 *)dst)[i] = bits_bf16(f);
+  }
+}
+static void fingerprint_kernel(const u8 *base, const struct segment *segments, u32 count, struct sum *sums) {
+  for (u32 s = 0; s < count; s++) {
+    struct sum a = {0, 0};
+    for (u64 at = 0; at < segments[s].bytes; at += 16) {
+      u64 w[2] = {0, 0}, rest = segments[s].bytes - at;
+      memcpy(w, base + segments[s].offset + at, rest < 16 ? rest : 16);
+      a = sum_add(a, sum_block(w[0], w[1], segments[s].block + at / 16));
+    }
+    sums[s] = a;
+  }
+}
+static void table_kernel(struct header *h, struct entry *table, u32 slots, const struct updates *all) {
+  for (u32 i = 0; i < all->count; i++) {
+    const struct update *u = &all->u[i];
+    if (u->slot >= slots) continue;
+    struct entry e = {u->offset, u->elements, u->alpha, u->flags, all->generation};
+    table[u->slot] = e;
+  }
+  h->generation = all->generation;
+}
+
+CUresult cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *st, void **p, void **extra) {
+  CONTEXT;
+  if (!gx || gy != 1 || gz != 1 || bx % 32 || bx > 1024 || by != 1 || bz != 1 || shared || st != &stream || extra) return INVALID;
+  calls++;
+#define ARG(T, I) (*(T *)p[I])
+  switch ((const char **)f - names) {
+  case 0: case 1: case 2:
+    uniform_kernel((const char **)f - names, ARG(char *, 0), ARG(u64, 1), ARG(u64, 2), ARG(u64, 3), ARG(float, 4));
+    return OK;
+  case 3:
+    if ((u64)gx > ARG(u32, 2) + 1ull) return INVALID;
+    fingerprint_kernel(ARG(u8 *, 0), ARG(struct segment *, 1), ARG(u32, 2), ARG(struct sum *, 3));
+    return OK;
+  case 4:
+    if (gx != 1) return INVALID;
+    table_kernel(ARG(struct header *, 0), ARG(struct entry *, 1), ARG(u32, 2), &ARG(struct updates, 3));
+    return OK;
+  }
+  return BAD_HANDLE;
+}
