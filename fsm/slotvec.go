@@ -28,6 +28,23 @@ func (v slotVec) Len() int { return v.n }
 // At returns slot i, in slot order.
 func (v slotVec) At(i int) *Slot { return v.pages[i/slotPage][i%slotPage] }
 
+// Changed calls f with every slot that is not the same record in both models, in
+// slot order. Pages that both share are passed over, so that it costs what has
+// changed. The models have the same number of slots.
+func (m *Model) Changed(before *Model, f func(i int)) {
+	for p, page := range m.Slots.pages {
+		old := before.Slots.pages[p]
+		if &page[0] == &old[0] {
+			continue
+		}
+		for i := range page {
+			if page[i] != old[i] {
+				f(p*slotPage + i)
+			}
+		}
+	}
+}
+
 // set changes a draft. What it shares with others is copied first.
 func (v *slotVec) set(i int, s *Slot) {
 	page := i / slotPage
