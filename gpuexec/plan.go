@@ -107,37 +107,46 @@ func standingOf(m *fsm.Model, i int) standing {
 // a device that holds nothing; the two have the same slots.
 //
 // It is pure: the same states give the same plan on every rank. It looks at
-// slots that changed only, which costs a pointer's comparison for the others.
+// slots that changed, and costs what they cost.
 func Plan(before, after *fsm.Model) []Command {
-	var first, then []Command
-	for i := range after.Slots.Len() {
-		var was standing
-		if before != nil {
-			if before.Generation == after.Generation && before.Slots.At(i) == after.Slots.At(i) {
-				continue
-			}
-			was = standingOf(before, i)
+	var p plan
+	switch {
+	case before == nil:
+		for i := range after.Slots.Len() {
+			p.slot(after, i, standing{})
 		}
-		now := standingOf(after, i)
-		name := after.Config.Slots[i].Name
-		leave := func(ops ...Op) { first = appendOps(first, name, i, was, ops) }
-		enter := func(ops ...Op) { then = appendOps(then, name, i, now, ops) }
-		if was.is(element.Reserved) && !now.same(was) {
-			if was.is(element.Active) {
-				leave(OpDeactivate)
-			}
-			leave(OpZero, OpRelease)
-			was = standing{}
+	case before.Generation != after.Generation:
+		for i := range after.Slots.Len() {
+			p.slot(after, i, standingOf(before, i))
 		}
-		if !now.is(element.Reserved) {
-			continue
-		}
-		if !was.is(element.Reserved) {
-			enter(OpReserve, OpInitialise)
-		}
-		steps(was, now, enter)
+	default:
+		after.Changed(before, func(i int) { p.slot(after, i, standingOf(before, i)) })
 	}
-	return append(first, then...)
+	return append(p.first, p.then...)
+}
+
+// plan is one in the making: what gives memory back, and all else.
+type plan struct{ first, then []Command }
+
+func (p *plan) slot(after *fsm.Model, i int, was standing) {
+	now := standingOf(after, i)
+	name := after.Config.Slots[i].Name
+	leave := func(ops ...Op) { p.first = appendOps(p.first, name, i, was, ops) }
+	enter := func(ops ...Op) { p.then = appendOps(p.then, name, i, now, ops) }
+	if was.is(element.Reserved) && !now.same(was) {
+		if was.is(element.Active) {
+			leave(OpDeactivate)
+		}
+		leave(OpZero, OpRelease)
+		was = standing{}
+	}
+	if !now.is(element.Reserved) {
+		return
+	}
+	if !was.is(element.Reserved) {
+		enter(OpReserve, OpInitialise)
+	}
+	steps(was, now, enter)
 }
 
 // steps are those of a seed that stays.
