@@ -281,3 +281,23 @@ func (t *Tensor) masterFill(f device.Fill) device.Fill {
 	}
 	return f
 }
+
+// Initial returns the first n bytes that a parameter of a new seed has, whole
+// elements: what every rank's arena begins with.
+func Initial(p element.Parameter, spec events.Tensor, n uint64) ([]byte, error) {
+	t, err := newTensor(&spec)
+	if err != nil {
+		return nil, err
+	}
+	f, err := t.fill(p.Source())
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, min(n/f.DType.Size()*f.DType.Size(), t.Bytes()))
+	if f.Uniform {
+		element.FillUniform(b, f.DType, f.Source, 0, f.Scale)
+	} else {
+		element.FillConstant(b, f.DType, f.Bits)
+	}
+	return b, nil
+}

@@ -286,6 +286,16 @@ func (a *arena) copy(what string, p []byte, offset int64, start func(at uint64) 
 	return len(p), nil
 }
 
+// Copy copies inside the arena: what figures are held against.
+func (a *arena) Copy(to, from, size uint64) error {
+	return a.do(func() error {
+		if err := errors.Join(a.m.Check("copy", from, size), a.m.Check("copy", to, size)); err != nil {
+			return err
+		}
+		return a.g.check("copy", a.g.driver.Copy(a.base+to, a.base+from, uintptr(size), a.g.stream))
+	})
+}
+
 // Close gives the memory back, on a GPU that is lost as far as it can be.
 func (a *arena) Close() error {
 	err := a.g.thread.do(func() error {

@@ -40,6 +40,7 @@ type driver struct {
 	Free   func(p uint64) result                                       `sym:"cuMemFree_v2"`
 	ToGPU  func(dst uint64, src *byte, size uintptr, s uintptr) result `sym:"cuMemcpyHtoDAsync_v2"`
 	ToHost func(dst *byte, src uint64, size uintptr, s uintptr) result `sym:"cuMemcpyDtoHAsync_v2"`
+	Copy   func(dst, src uint64, size uintptr, s uintptr) result       `sym:"cuMemcpyDtoDAsync_v2"`
 	Set8   func(dst uint64, v uint8, n uintptr, s uintptr) result      `sym:"cuMemsetD8Async"`
 	Set16  func(dst uint64, v uint16, n uintptr, s uintptr) result     `sym:"cuMemsetD16Async"`
 	Set32  func(dst uint64, v uint32, n uintptr, s uintptr) result     `sym:"cuMemsetD32Async"`

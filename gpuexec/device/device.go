@@ -93,6 +93,15 @@ type Chunk struct {
 	IPC []byte `json:"ipc,omitempty"`
 }
 
+// An Offer is what a trainer needs to open an arena.
+type Offer struct {
+	Kind        string  `json:"kind"` // of the device: "host" or "cuda"
+	UUID        string  `json:"uuid,omitempty"`
+	Size        uint64  `json:"size"` // bytes of addresses to reserve
+	Granularity uint64  `json:"granularity"`
+	Chunks      []Chunk `json:"chunks"` // to map; those with IPC handles have no file descriptor
+}
+
 // A Fill sets whole elements.
 type Fill struct {
 	Offset   uint64 // a multiple of 16

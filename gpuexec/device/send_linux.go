@@ -11,15 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An Offer is what a trainer needs to open an arena.
-type Offer struct {
-	Kind        string  `json:"kind"` // of the device: "host" or "cuda"
-	UUID        string  `json:"uuid,omitempty"`
-	Size        uint64  `json:"size"` // bytes of addresses to reserve
-	Granularity uint64  `json:"granularity"`
-	Chunks      []Chunk `json:"chunks"` // to map; those with IPC handles have no file descriptor
-}
-
 // Limits of an offer.
 const (
 	maxOfferBytes = 64 << 20

@@ -111,6 +111,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr *p, size_t n) {
 CUresult cuMemFree_v2(CUdeviceptr p) { CONTEXT; size_t *q = (size_t *)(p - 4096), n = *q; used -= n, live--; return munmap(q, n + 4096) ? INVALID : OK; }
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr d, const void *s, size_t n, void *st) { CONTEXT; if (st != &stream) return BAD_HANDLE; memcpy((void *)d, s, n); return OK; }
 CUresult cuMemcpyDtoHAsync_v2(void *d, CUdeviceptr s, size_t n, void *st) { CONTEXT; if (st != &stream) return BAD_HANDLE; memcpy(d, (void *)s, n); return OK; }
+CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr d, CUdeviceptr s, size_t n, void *st) { CONTEXT; if (st != &stream) return BAD_HANDLE; memmove((void *)d, (void *)s, n); return OK; }
 #define MEMSET(NAME, T)                                                        \
   CUresult NAME(CUdeviceptr d, T v, size_t n, void *st) {                      \
     CONTEXT;                                                                   \

@@ -1,0 +1,12 @@
+#!/bin/sh
+# Runs all checks on this machine's GPU, and writes report.txt beside itself.
+# ESPERD_DEVICE=cuda:N for another GPU than the first; PYTHON for another Python.
+cd "$(dirname "$0")" || exit 1
+export ESPERD_REQUIRE=cuda,torch ESPERD_TRAINER=./trainer.py
+{
+  echo "esperd $(cat version.txt), $(date -u +%Y-%m-%dT%H:%MZ), $(uname -srm)"
+  nvidia-smi --query-gpu=name,driver_version,memory.total,uuid --format=csv,noheader 2>&1
+  ./gpu.test -test.v -test.count=1
+  echo "exit status $?"
+} 2>&1 | tee report.txt
+tail -1 report.txt | grep -q 'exit status 0'
