@@ -223,6 +223,9 @@ func TestBadAccess(t *testing.T) {
 // A kernel with one instruction changed is found out. (Changes that no result
 // shows, such as a carry at equality, are not among these.)
 func TestMutants(t *testing.T) {
+	if testing.Short() {
+		t.Skip("many runs of one goroutine, of which the race detector sees nothing")
+	}
 	list := strings.Split(kernels.PTX, "\n")
 	mutations := []struct{ from, to string }{
 		{"add.s64", "sub.s64"}, {"xor.b32", "or.b32"}, {"xor.b64", "and.b64"}, {"mul.hi.u64", "mul.lo.s64"}, {"shr.u64", "shl.b64"},
