@@ -42,6 +42,10 @@ type Event struct {
 	// Since version 3.
 	Rewound   *Rewound   `cbor:"28,keyasint,omitempty"`
 	Recovered *Recovered `cbor:"29,keyasint,omitempty"`
+	Residency *Residency `cbor:"30,keyasint,omitempty"`
+	Voted     *Voted     `cbor:"31,keyasint,omitempty"`
+	Resided   *Resided   `cbor:"32,keyasint,omitempty"`
+	Attested  *Attested  `cbor:"33,keyasint,omitempty"`
 }
 
 // Founded gives the log its identity. It is the first event of entry 1.
@@ -223,7 +227,8 @@ type Germinated struct {
 	Blend     string    `cbor:"5,keyasint" json:"blend"` // "linear", "sigmoid" or "gated"
 	Tempo     int64     `cbor:"6,keyasint" json:"tempo"` // ticks of the blending ramp, at least 1
 	Algorithm Algorithm `cbor:"7,keyasint" json:"algorithm"`
-	Target    float64   `cbor:"8,keyasint" json:"target"` // alpha to blend to, in (1e-6, 1]
+	Target    float64   `cbor:"8,keyasint" json:"target"`                     // alpha to blend to, in (1e-6, 1]
+	Absent    bool      `cbor:"9,keyasint,omitempty" json:"absent,omitempty"` // it has no room yet on every device
 }
 
 // Verdict is one gate result.

@@ -64,6 +64,8 @@ type SeedRecord struct {
 	BlendAccuracy *Num         `cbor:"11,keyasint,omitempty" json:"blend_accuracy,omitempty"` // when blending began; nil: it has not
 	Pending       *PruneReason `cbor:"12,keyasint,omitempty" json:"pending,omitempty"`        // of the scheduled prune that is running
 	Pruned        *PruneReason `cbor:"13,keyasint,omitempty" json:"pruned,omitempty"`         // of the prune that put it into cooldown
+
+	Absent bool `cbor:"14,keyasint,omitempty" json:"absent,omitempty"` // not every rank has made room for it yet: it does not train
 }
 
 // PruneReason is why a seed is or will be pruned, and who asked.

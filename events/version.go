@@ -5,7 +5,7 @@ import "slices"
 // Version is the newest entry format that this build writes and reads. Nodes
 // advertise theirs; a leader writes nothing newer than every node knows. Version
 // 2 added resets, requests, reported mismatches and facts; version 3 marks,
-// rewinds and recovered logs (VersionOf).
+// rewinds, recovered logs, residency and attestations (VersionOf).
 const Version uint64 = 3
 
 // VersionOf returns the first entry format that can say what e says. A round of
@@ -44,7 +44,8 @@ func versionOfOp(op Op) uint64 {
 
 func versionOfEvent(ev *Event) uint64 {
 	switch {
-	case ev.Rewound != nil, ev.Recovered != nil, ev.Configured != nil && ev.Configured.fills():
+	case ev.Rewound != nil, ev.Recovered != nil, ev.Residency != nil, ev.Voted != nil, ev.Resided != nil, ev.Attested != nil,
+		ev.Configured != nil && ev.Configured.fills(), ev.Germinated != nil && ev.Germinated.Absent:
 		return 3
 	case ev.Requested != nil, ev.RequestDone != nil, ev.Fact != nil, ev.TrainerEnded != nil:
 		return 2

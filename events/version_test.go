@@ -27,13 +27,12 @@ func TestDecodeNewerVersion(t *testing.T) {
 // says so.
 func TestVersionOf(t *testing.T) {
 	since2 := []string{"requested", "request_done", "mismatched", "fact", "outcome_differs", "trainer_ended"}
+	since3 := []string{"rewound", "recovered", "residency", "voted", "resided", "attested"}
 	for i, name := range payloadNames {
 		ev := inOrder().event(i)
-		if f := ev.RoundFaulted; f != nil {
-			f.Reason = ""
-		}
+		asOfVersion1(&ev)
 		want := uint64(1)
-		if name == "rewound" || name == "recovered" {
+		if slices.Contains(since3, name) {
 			want = 3
 		}
 		if slices.Contains(since2, name) {
@@ -59,6 +58,7 @@ func TestVersionOf(t *testing.T) {
 		"a following round":          {Entry{Kind: KindRound, Events: mode(ModeFollow)}, 2},
 		"an observed round":          {Entry{Kind: KindRound, Events: mode(ModeObserve)}, 2},
 		"a reset":                    {Entry{Kind: KindCall, Key: &reset}, 2},
+		"a seed without room":        {Entry{Kind: KindCall, Events: []Event{{Germinated: &Germinated{Absent: true}}}}, 3},
 		"a plain configuration": {Entry{Kind: KindCall, Events: []Event{{Configured: &Configured{Slots: []SlotConfig{{
 			Blueprints: []Blueprint{{Tensors: []Tensor{{Name: "w"}}}}}}}}}}, 1},
 		"a request":                 {Entry{Kind: KindRequest}, 2},

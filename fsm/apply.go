@@ -130,6 +130,10 @@ func (s *State) applyCall(e *events.Entry) error {
 		if ev.Refused != nil {
 			continue
 		}
+		if ev.Residency != nil {
+			cursor.Residency = ev.Residency.Ranks
+			continue
+		}
 		if ev.RequestDone != nil {
 			if err := s.removeRequest(ev.RequestDone.Request); err != nil {
 				return fmt.Errorf("event %d: %w", i, err)
@@ -150,6 +154,7 @@ func (s *State) applyCall(e *events.Entry) error {
 	}
 	if m != nil {
 		s.setModel(m.seal())
+		s.dropVotes(m, e.Events)
 	}
 	s.setCursor(cursor)
 	return nil
@@ -247,6 +252,10 @@ func (s *State) applyBookkeeping(ev *events.Event, e *events.Entry) error {
 		round := s.Round
 		round.Fault = ev.RoundFaulted
 		s.setRound(round)
+	case e.Kind == events.KindReport && ev.Voted != nil:
+		return s.vote(ev.Voted)
+	case e.Kind == events.KindReport && ev.Attested != nil:
+		return s.attested(ev.Attested)
 	case e.Kind == events.KindReport && Reports(ev) != nil:
 		return s.countReport(Reports(ev))
 	case ev.Requested != nil && e.Kind == events.KindRequest:
@@ -272,6 +281,7 @@ func (s *State) openRound(ev *events.RoundOpened) error {
 		}
 	}
 	s.setRound(Round{Number: ev.Round, Fingerprint: ev.Fingerprint, Members: ev.Members})
+	s.Votes, s.votesSum = nil, setSum{} // the new trainers have to make room anew
 	return nil
 }
 
@@ -279,7 +289,7 @@ func (s *State) openRound(ev *events.RoundOpened) error {
 // round, and which of the round's counters it moves.
 type Report struct {
 	Round, Rank uint64
-	counter     func(*Round) *[]uint64
+	counter     func(*Round) *[]uint64 // nil: none, a vote
 }
 
 // Reports reads an event that a rank reports; nil for any other.
@@ -297,6 +307,8 @@ func Reports(ev *events.Event) *Report {
 	case ev.OutcomeDiffers != nil:
 		v := ev.OutcomeDiffers
 		return &Report{v.Key.Round, v.Rank, func(r *Round) *[]uint64 { return &r.Differing }}
+	case ev.Voted != nil:
+		return &Report{ev.Voted.Round, ev.Voted.Rank, nil}
 	case ev.TrainerEnded != nil:
 		v := ev.TrainerEnded
 		return &Report{v.Round, v.Rank, func(r *Round) *[]uint64 { return &r.Ended }}
@@ -310,15 +322,23 @@ func (s *State) countReport(r *Report) error {
 	if r.Round != s.Round.Number {
 		return nil
 	}
-	if r.Rank >= uint64(len(s.Round.Members)) {
-		return fmt.Errorf("a report of rank %d, but round %d has %d ranks", r.Rank, s.Round.Number, len(s.Round.Members))
-	}
 	round := s.Round
-	counts := r.counter(&round)
-	next := make([]uint64, len(round.Members))
-	copy(next, *counts)
-	next[r.Rank]++
-	*counts = next
+	if err := round.count(r.counter, r.Rank); err != nil {
+		return err
+	}
 	s.setRound(round)
+	return nil
+}
+
+// count moves a rank's counter on. It leaves the round it was copied from alone.
+func (r *Round) count(counter func(*Round) *[]uint64, rank uint64) error {
+	if rank >= uint64(len(r.Members)) {
+		return fmt.Errorf("a report of rank %d, but round %d has %d ranks", rank, r.Number, len(r.Members))
+	}
+	counts := counter(r)
+	next := make([]uint64, len(r.Members))
+	copy(next, *counts)
+	next[rank]++
+	*counts = next
 	return nil
 }

@@ -88,7 +88,7 @@ func (m *Model) germinated(ev *events.Germinated) (*Model, error) {
 	}
 	return m.withSlot(i, &Slot{Germinations: ev.Seed, Seed: &Seed{
 		Count: ev.Seed, ID: ev.ID, Blueprint: ev.Blueprint, Blend: ev.Blend, Tempo: ev.Tempo, Target: ev.Target,
-		Stage: events.StageGerminated, Previous: events.StageDormant,
+		Stage: events.StageGerminated, Previous: events.StageDormant, Absent: ev.Absent,
 		Amplitude: events.Amplitude{Algorithm: ev.Algorithm, Controller: freshController},
 	}}), nil
 }
@@ -127,6 +127,8 @@ func (m *Model) assignSeed(ev *events.Event) (*Model, error) {
 	case ev.Pruned != nil:
 		seed.Pruned = &Reason{Reason: ev.Pruned.Reason, Initiator: ev.Pruned.Initiator}
 		seed.Pending = nil
+	case ev.Resided != nil:
+		seed.Absent = false
 	case ev.Dwelled != nil:
 		seed.Metrics.Epochs = ev.Dwelled.Epochs
 		seed.Metrics.EpochsInStage = ev.Dwelled.EpochsInStage
@@ -192,6 +194,8 @@ func seedOf(ev *events.Event) (slot string, seed uint64, ok bool) {
 		return ev.Fossilized.Slot, ev.Fossilized.Seed, true
 	case ev.Dwelled != nil:
 		return ev.Dwelled.Slot, ev.Dwelled.Seed, true
+	case ev.Resided != nil:
+		return ev.Resided.Slot, ev.Resided.Seed, true
 	default:
 		return "", 0, false
 	}

@@ -27,6 +27,10 @@ type Args interface {
 // config-mismatch.
 type Configure struct {
 	Slots []events.SlotConfig `json:"slots"` // nil: take the log's
+
+	// Residency makes germinated seeds wait, in this round, for the votes of all
+	// ranks before they may train.
+	Residency bool `json:"residency,omitempty"`
 }
 
 // Germinate asks for a new seed (lifecycle contract, section 6.1).

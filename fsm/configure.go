@@ -28,6 +28,7 @@ func (t *turn) configure(a Configure) *events.Refused {
 			"model %q is not in the log, so there is no configuration to take: expected its slots, got none; pass slots", t.m.Name)
 	}
 	if a.Slots == nil {
+		t.vote(a)
 		return nil
 	}
 	slots := canonicalSlots(a.Slots)
@@ -36,12 +37,14 @@ func (t *turn) configure(a Configure) *events.Refused {
 	}
 	if t.m.Config == nil {
 		t.emit(events.Event{Configured: &events.Configured{Generation: 1, Slots: slots}})
+		t.vote(a)
 		return nil
 	}
 	if diff := diffSlots(t.m.Config.Slots, slots); diff != "" {
 		return refuse(events.CodeConfigMismatch,
 			"model %s: %s; pass what the log has, pass no slots to take it, or start a new run", t.m.Name, diff)
 	}
+	t.vote(a)
 	return nil
 }
 

@@ -55,7 +55,7 @@ func decide(s *State, c Call) (*turn, error) {
 	if err := checkCall(s, c); err != nil {
 		return nil, err
 	}
-	t := &turn{s: s, m: s.Model(c.Key.Model), requests: s.RequestsOf(c.Key.Model)}
+	t := &turn{s: s, m: s.Model(c.Key.Model), requests: s.RequestsOf(c.Key.Model), resides: s.Cursor(c.Key.Model).Residency > 0}
 	if t.m == nil {
 		t.m = &Model{Name: c.Key.Model, Epoch: -1, FenceN: -1}
 	}
@@ -79,6 +79,7 @@ type turn struct {
 	s        *State // before the call
 	m        *Model
 	requests []Request // pending ones of the model
+	resides  bool      // seeds need the votes of all ranks
 	events   []events.Event
 	err      error // sticky; an event that assign does not take
 }
@@ -87,7 +88,7 @@ func (t *turn) emit(ev events.Event) {
 	if t.err != nil {
 		return
 	}
-	if ev.Refused == nil && ev.RequestDone == nil { // which are not the model's
+	if ev.Refused == nil && ev.RequestDone == nil && ev.Residency == nil { // which are not the model's
 		m, err := t.m.assign(&ev)
 		if err != nil {
 			t.err = err

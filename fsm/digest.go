@@ -172,7 +172,8 @@ func seedRecord(r record, s *Seed) record {
 
 	r = r.optNum(60, s.BlendAccuracy)
 	r = r.reason(61, s.Pending)
-	return r.reason(63, s.Pruned)
+	r = r.reason(63, s.Pruned)
+	return r.bool(65, s.Absent)
 }
 
 // draft returns a model to change: a copy, unless m is one already. Only sealed
@@ -256,6 +257,9 @@ func (s *State) Bookkeeping() events.Digest {
 	if len(s.Requests) > 0 {
 		r = r.sum(10, s.requestsSum)
 	}
+	if len(s.Votes) > 0 {
+		r = r.sum(15, s.votesSum)
+	}
 	for _, a := range s.Ancestors {
 		r = append(r, 11)
 		r = r.str(12, a.Lineage)
@@ -297,6 +301,7 @@ func cursorLeaf(c Cursor) events.Digest {
 	r = r.uint(2, c.Round)
 	r = r.uint(3, c.Calls)
 	r = r.uint(4, c.Fence)
+	r = r.uint(5, c.Residency)
 	return r.digest()
 }
 
@@ -364,6 +369,13 @@ func roundLeaf(round Round) events.Digest {
 			r = append(r, 25)
 			r = r.uint(26, uint64(rank))
 			r = r.uint(27, n)
+		}
+	}
+	for rank, n := range round.Attesting {
+		if n > 0 {
+			r = append(r, 28)
+			r = r.uint(29, uint64(rank))
+			r = r.uint(30, n)
 		}
 	}
 	return r.digest()

@@ -25,6 +25,7 @@
 //	lifecycle.go  germinate, advance, prune, ... (lifecycle contract, section 6)
 //	tick.go       one tick of one slot (section 7)
 //	alpha.go      the alpha controller (section 4)
+//	residency.go  votes of the ranks on the room for a seed, and what devices attest
 //	request.go    what is asked for between calls, and done at the next fence
 //	observed.go   a round in which the trainers decide by themselves
 //	mark.go       a model as a mark; rewind.go goes back to one, and on from a lost log

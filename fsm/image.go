@@ -21,6 +21,7 @@ type image struct {
 
 	Requests  []Request         `cbor:"11,keyasint,omitempty"`
 	Ancestors []events.Ancestor `cbor:"12,keyasint,omitempty"`
+	Votes     []Vote            `cbor:"13,keyasint,omitempty"`
 }
 
 type modelImage struct {
@@ -43,7 +44,7 @@ type slotImage struct {
 // Image encodes the state.
 func (s *State) Image() ([]byte, error) {
 	img := image{Index: s.Index, Run: s.Run, Lineage: s.Lineage, Parent: s.Parent, Nodes: s.Nodes,
-		Round: s.Round, Cursors: s.Cursors, Sources: s.Sources, Check: s.Bookkeeping(), Requests: s.Requests, Ancestors: s.Ancestors}
+		Round: s.Round, Cursors: s.Cursors, Sources: s.Sources, Check: s.Bookkeeping(), Requests: s.Requests, Ancestors: s.Ancestors, Votes: s.Votes}
 	for _, m := range s.Models {
 		mi := modelImage{Name: m.Name, Generation: m.Generation, Slots: m.Config.Slots,
 			Epoch: m.Epoch, FenceN: m.FenceN, Tick: m.Tick, Check: m.Digest()}
@@ -77,6 +78,9 @@ func FromImage(b []byte) (*State, error) {
 	}
 	for _, r := range img.Requests {
 		s.setRequest(r)
+	}
+	for _, v := range img.Votes {
+		s.setVote(v)
 	}
 	for _, mi := range img.Models {
 		m, err := mi.model()

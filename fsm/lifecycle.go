@@ -52,7 +52,7 @@ func (t *turn) germinate(i int, a Germinate) *events.Refused {
 			t.name(i), a.Blueprint, blueprintNames(known))
 	}
 	ev := &events.Germinated{Slot: t.name(i), Seed: slot.Germinations + 1, ID: a.id(t.name(i)), Blueprint: a.Blueprint,
-		Blend: a.Blend, Tempo: a.Tempo, Algorithm: a.Algorithm, Target: 1}
+		Blend: a.Blend, Tempo: a.Tempo, Algorithm: a.Algorithm, Target: 1, Absent: t.resides}
 	if a.Target != nil {
 		ev.Target = float64(*a.Target)
 	}
@@ -146,6 +146,11 @@ func (t *turn) evaluate(i int, to events.Stage) (events.Verdict, error) {
 	if err != nil || !v.Passed {
 		return v, err
 	}
+	if t.waits(i, to) {
+		v.Passed, v.Score, v.Message = false, 0, "Waits for residency"
+		v.ChecksFailed = append(v.ChecksFailed, notResident)
+		return v, nil
+	}
 	if failed := gates.NonFinite(cfg, to, in); len(failed) > 0 {
 		v.Passed = false
 		v.ChecksFailed = append(v.ChecksFailed, failed...)
@@ -182,6 +187,8 @@ func (t *turn) take(i int, to events.Stage, v events.Verdict, own bool) {
 	t.emit(events.Event{GateEvaluated: &events.GateEvaluated{Slot: t.name(i), Seed: seed.Count, Target: to, Verdict: v, Own: own}})
 	switch {
 	case !v.Passed:
+	case own && t.waits(i, to):
+		t.decided(i, v.Gate, notResident)
 	case !legal(seed.Stage, to):
 		t.decided(i, v.Gate, "transition_failed")
 	default:

@@ -17,15 +17,16 @@ import (
 // TestScripts runs the golden scripts of testdata, from which the lifecycle can
 // be learned by reading. -rewrite writes what the code does into them.
 //
-//	configure slots=(a,b) [permissive] [epochs=n] [auto=(G1,G2)] [blueprints=(x,y)]
+//	configure slots=(a,b) [residency] [permissive] [epochs=n] [auto=(G1,G2)] [blueprints=(x,y)]
 //	observe SLOT accuracy=80 ratio=0.3 ...   rides with the next call
 //	germinate | advance | verdict | prune | schedule_prune | alpha_target SLOT [argument=value ...]
 //	step [epoch=n] [times=n] | fence n=... | reset
 //	mark NAME | resume NAME                  a checkpoint, and back to it
 //	lose                                     the log is gone: another one is founded for the same run
 //	recover                                  its quorum is gone: it goes on under another lineage
+//	vote SLOT rank=n [failed=why] [seed=n]   what a rank says about its room for a seed
 //	request SLOT [seed=n] [number=n] [reason=...] [by=...]
-//	round mode=keyed|observe                 opens the next round
+//	round mode=keyed|observe [ranks=n]       opens the next round
 //	outcome SLOT stage=... alpha=... [passed=true|false]    rides with the next call, likewise
 //	show SLOT | pending
 //
@@ -64,6 +65,8 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 		return s.call("", Fence{N: intArg(t, d, "n", 0)})
 	case "reset":
 		return s.call("", Reset{})
+	case "vote":
+		return s.vote(t, d)
 	case "mark":
 		return s.mark(t, d.CmdArgs[0].Key)
 	case "resume":
@@ -77,7 +80,7 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 	case "request":
 		return s.request(t, d)
 	case "round":
-		s.log.openRound(stringArg(d, "mode", events.ModeKeyed))
+		s.log.openRoundOf(stringArg(d, "mode", events.ModeKeyed), int(intArg(t, d, "ranks", 1)))
 		return fmt.Sprintf("round %d, %s\n", s.log.state.Round.Number, s.log.state.Round.Mode())
 	case "outcome":
 		s.outcomes = append(s.outcomes, outcomeArgs(t, d))
@@ -89,6 +92,19 @@ func (s *script) run(t *testing.T, d *datadriven.TestData) string {
 	default:
 		return s.call(d.CmdArgs[0].Key, callArgs(t, d))
 	}
+}
+
+func (s *script) vote(t *testing.T, d *datadriven.TestData) string {
+	name := d.CmdArgs[0].Key
+	v := &events.Voted{Round: s.log.state.Round.Number, Rank: uint64(intArg(t, d, "rank", 0)), Model: "main", Generation: s.log.model().Generation,
+		Slot: name, Seed: uint64(intArg(t, d, "seed", int64(s.log.slot(name).Germinations))), Failed: d.HasArg("failed"), Reason: stringArg(d, "failed", "")}
+	require.Empty(t, BadVote(v))
+	s.log.append(events.Entry{Kind: events.KindReport, Events: []events.Event{{Voted: v}}})
+	var out strings.Builder
+	for _, v := range s.log.state.Votes {
+		fmt.Fprintf(&out, "%s: ready %v, failed %v\n", seedName(v.Slot, v.Seed), v.Ready, v.Failed)
+	}
+	return out.String()
 }
 
 func (s *script) mark(t *testing.T, name string) string {
@@ -161,12 +177,12 @@ func outcomeArgs(t *testing.T, d *datadriven.TestData) events.Outcome {
 
 func configureArgs(t *testing.T, d *datadriven.TestData) Configure {
 	if !d.HasArg("slots") {
-		return Configure{}
+		return Configure{Residency: d.HasArg("residency")}
 	}
 	cfg := gates.Defaults()
 	cfg.Permissive = d.HasArg("permissive")
 	cfg.MinBlendingEpochs = intArg(t, d, "epochs", cfg.MinBlendingEpochs)
-	c := Configure{Slots: []events.SlotConfig{}}
+	c := Configure{Slots: []events.SlotConfig{}, Residency: d.HasArg("residency")}
 	for _, name := range listArg(d, "slots") {
 		if name == "" {
 			continue // slots=()
@@ -347,6 +363,10 @@ func showRareEvent(ev *events.Event) string {
 		return fmt.Sprintf("request of entry %d: done", ev.RequestDone.Request)
 	case ev.Fact != nil:
 		return showFact(ev.Fact)
+	case ev.Residency != nil:
+		return fmt.Sprintf("seeds wait for the votes of %d ranks", ev.Residency.Ranks)
+	case ev.Resided != nil:
+		return fmt.Sprintf("%s has room on all ranks", seedName(ev.Resided.Slot, ev.Resided.Seed))
 	case ev.Rewound != nil:
 		r := ev.Rewound
 		return fmt.Sprintf("back to entry %d of lineage %s: generation %d, epoch %d, adopted %t", r.Index, r.Lineage, r.Model.Generation, r.Model.Epoch, r.Adopted)
@@ -431,6 +451,9 @@ func showSlot(name string, s *Slot) string {
 	}
 	if d.Pruned != nil {
 		flags = append(flags, fmt.Sprintf("pruned: %q by %s", d.Pruned.Reason, d.Pruned.Initiator))
+	}
+	if d.Absent {
+		flags = append(flags, "absent")
 	}
 	if len(flags) > 0 {
 		out += "  " + strings.Join(flags, ", ") + "\n"

@@ -23,15 +23,16 @@ type State struct {
 	Cursors   []Cursor          // by model
 	Sources   []Source          // by node
 	Requests  []Request         // pending, in log order
+	Votes     []Vote            // on seeds of this round, by model, slot and seed
 
 	// Lifecycle.
 	Models []*Model // by name
 
 	// What the bookkeeping digest adds up, kept so that an entry costs only
 	// what it touches.
-	nodesSum, cursorsSum, sourcesSum, requestsSum setSum
-	roundLeaf                                     events.Digest
-	sealed                                        *events.Digest // the bookkeeping digest, once the state will not change any more
+	nodesSum, cursorsSum, sourcesSum, requestsSum, votesSum setSum
+	roundLeaf                                               events.Digest
+	sealed                                                  *events.Digest // the bookkeeping digest, once the state will not change any more
 }
 
 // Node is a node that takes part.
@@ -60,6 +61,10 @@ type Round struct {
 
 	// Ended counts how often each rank's trainer has closed its session.
 	Ended []uint64 `cbor:"9,keyasint,omitempty"`
+
+	// Attesting counts the fences at which a rank's device had another content
+	// than most ranks'.
+	Attesting []uint64 `cbor:"10,keyasint,omitempty"`
 }
 
 // Tally is what a rank's reports of one round come to.
@@ -69,6 +74,7 @@ type Tally struct {
 	Missing       uint64 // calls that one of the two made alone
 	Differing     uint64 // own outcomes that were not rank 0's
 	Ended         uint64 // how often the trainer has closed its session
+	Attesting     uint64 // fences at which its device had another content than most ranks'
 }
 
 // Tally returns a rank's counters.
@@ -79,7 +85,7 @@ func (r Round) Tally(rank uint64) Tally {
 		}
 		return counts[rank]
 	}
-	return Tally{of(r.Disagreements), of(r.Misplaced), of(r.Missing), of(r.Differing), of(r.Ended)}
+	return Tally{of(r.Disagreements), of(r.Misplaced), of(r.Missing), of(r.Differing), of(r.Ended), of(r.Attesting)}
 }
 
 // Mode returns the mode of the round's trainers, which is rank 0's; empty before
@@ -107,7 +113,12 @@ type Cursor struct {
 	Round uint64 `cbor:"2,keyasint"`
 	Calls uint64 `cbor:"3,keyasint"`           // numbered calls in the round: the next one is call number Calls
 	Fence uint64 `cbor:"4,keyasint,omitempty"` // fences among them
-	leaf  events.Digest
+
+	// Residency is how many ranks' votes a germinated seed needs in this round
+	// before it may train; 0: none.
+	Residency uint64 `cbor:"5,keyasint,omitempty"`
+
+	leaf events.Digest
 }
 
 // Source is the high-water mark of one node's reports and requests.
@@ -189,6 +200,8 @@ type Seed struct {
 	BlendAccuracy *events.Num `cbor:"11,keyasint,omitempty"` // when blending began; nil: it has not
 	Pending       *Reason     `cbor:"12,keyasint,omitempty"` // of the scheduled prune that is running
 	Pruned        *Reason     `cbor:"13,keyasint,omitempty"` // of the prune that put it into cooldown
+
+	Absent bool `cbor:"14,keyasint,omitempty"` // not every rank has made room for it yet: it does not train
 }
 
 // Reason is why a seed is or will be pruned, and who asked.

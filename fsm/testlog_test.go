@@ -55,9 +55,14 @@ func testSlots(names ...string) []events.SlotConfig {
 func (l *testLog) model() *Model          { return l.state.Model("main") }
 func (l *testLog) slot(name string) *Slot { return l.model().Slot(name) }
 
-func (l *testLog) openRound(mode events.TrainerMode) {
-	l.append(events.Entry{Kind: events.KindRound, Events: []events.Event{{RoundOpened: &events.RoundOpened{
-		Round: l.state.Round.Number + 1, Members: []events.Member{{Node: testNode, Incarnation: "1", Mode: mode}}}}}})
+func (l *testLog) openRound(mode events.TrainerMode) { l.openRoundOf(mode, 1) }
+
+func (l *testLog) openRoundOf(mode events.TrainerMode, ranks int) {
+	ev := &events.RoundOpened{Round: l.state.Round.Number + 1}
+	for rank := range ranks {
+		ev.Members = append(ev.Members, events.Member{Rank: uint64(rank), Node: testNode, Incarnation: "1", Mode: mode})
+	}
+	l.append(events.Entry{Kind: events.KindRound, Events: []events.Event{{RoundOpened: ev}}})
 }
 
 // append completes an entry, applies it, and returns it as it was read.

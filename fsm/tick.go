@@ -24,7 +24,7 @@ func (t *turn) stepEpoch(a StepEpoch) *events.Refused {
 	for i := range t.m.Config.Slots {
 		t.tick(i)
 	}
-	t.executeRequests()
+	t.meet()
 	t.emit(events.Event{EpochStepped: &events.EpochStepped{Epoch: a.Epoch, Tick: t.m.Tick + 1}})
 	return nil
 }
@@ -42,9 +42,17 @@ func (t *turn) fence(a Fence) *events.Refused {
 		return refuse(events.CodeInvalidInput, "fence %d: expected a number above %d, the last fence's, and at most %d; number fences upwards, as steps are",
 			a.N, t.m.FenceN, int64(maxOrdinal))
 	}
-	t.executeRequests()
+	t.meet()
 	t.emit(events.Event{Fenced: &events.Fenced{N: a.N}})
 	return nil
+}
+
+// meet does what ranks meet at a fence for, after the tick, which goes by the
+// residency of before: failed votes, then requests, then residency.
+func (t *turn) meet() {
+	t.takeFailures()
+	t.executeRequests()
+	t.takeResidency()
 }
 
 // TickSlot returns what one tick does to one slot of a model: its part of the
@@ -67,7 +75,7 @@ func (t *turn) tick(i int) {
 	}
 	switch seed.Stage {
 	case events.StageGerminated:
-		if t.auto(i, events.G1) {
+		if t.auto(i, events.G1) && !t.waits(i, events.StageTraining) {
 			t.forward(i, events.StageTraining)
 		}
 	case events.StageTraining:

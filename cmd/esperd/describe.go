@@ -192,10 +192,40 @@ func describeSince3(ev *events.Event) string {
 			text += fmt.Sprintf(", of the lost log %.12s", r.Lineage)
 		}
 		return text
+	case ev.Residency != nil:
+		return fmt.Sprintf("seeds wait for room on %s", plural(int(ev.Residency.Ranks), "rank"))
+	case ev.Voted != nil:
+		v := ev.Voted
+		if v.Failed {
+			return fmt.Sprintf("rank %d has no room for %s%s%s", v.Rank, seedText(v.Slot, v.Seed), ofModel(v.Model), reasonText(v.Reason, ""))
+		}
+		return fmt.Sprintf("rank %d has room for %s%s", v.Rank, seedText(v.Slot, v.Seed), ofModel(v.Model))
+	case ev.Resided != nil:
+		return fmt.Sprintf("%s has room on all ranks", seedText(ev.Resided.Slot, ev.Resided.Seed))
+	case ev.Attested != nil:
+		return attestedText(ev.Attested)
 	case ev.Recovered != nil:
 		return fmt.Sprintf("RECOVERED from a copy that ends at entry %d, as lineage %.12s", ev.Recovered.From.Index, ev.Recovered.Lineage)
 	}
 	return ""
+}
+
+func attestedText(a *events.Attested) string {
+	what := map[string]string{"active": "active set", "tensors": "parameters"}[a.What]
+	if a.Shard != "" {
+		what += " of shard " + a.Shard
+	}
+	text := fmt.Sprintf("at entry %d %s agree on the %s%s", a.Index, plural(int(a.Ranks), "rank"), what, ofModel(a.Model))
+	for _, o := range a.Others {
+		text += fmt.Sprintf("; DIFFERENT on ranks %v", o.Ranks)
+		if len(o.Tensors) > 0 {
+			text += ": " + shortList(o.Tensors)
+		}
+	}
+	if len(a.Missing) > 0 {
+		text += fmt.Sprintf("; nothing from ranks %v", a.Missing)
+	}
+	return text
 }
 
 // mismatchText is for a round that goes on; faultText is for one that does not.

@@ -57,6 +57,12 @@ func TestEntriesOfVersion2(t *testing.T) {
 		{events.KindCall, &events.Key{Op: events.OpResume, Model: "main"}, []events.Event{{Rewound: &events.Rewound{Index: 8, Model: events.ModelRecord{Generation: 1, Epoch: 40}}}}},
 		{events.KindCall, &events.Key{Op: events.OpResume, Model: "gan"}, []events.Event{{Rewound: &events.Rewound{Lineage: "0123456789abcdef", Index: 812, Adopted: true,
 			Model: events.ModelRecord{Generation: 2, Epoch: 7}}}}},
+		{events.KindReport, nil, []events.Event{
+			{Voted: &events.Voted{Rank: 1, Model: "main", Slot: "r0c0", Seed: 1}},
+			{Voted: &events.Voted{Rank: 2, Model: "main", Slot: "r0c1", Seed: 3, Failed: true, Reason: "out of memory"}},
+			{Attested: &events.Attested{Index: 12, What: "active", Ranks: 4}},
+			{Attested: &events.Attested{Index: 13, Model: "gan", What: "tensors", Shard: "1/2", Ranks: 3, Others: []events.AttestedOther{{Ranks: []uint64{2}, Tensors: []string{"r0c0/weight"}}}, Missing: []uint64{7}}}}},
+		{events.KindCall, &step, []events.Event{{Residency: &events.Residency{Ranks: 4}}, {Resided: &events.Resided{Slot: "r0c0", Seed: 1}}}},
 		{events.KindRecover, nil, []events.Event{{Recovered: &events.Recovered{Lineage: "fedcba9876543210", From: events.Ancestor{Index: 90}}}}},
 	} {
 		require.NoError(t, entryLine(&out, &api.Entry{Index: uint64(i + 1), Chain: events.Digest{byte(i), 0xab},

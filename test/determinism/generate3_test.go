@@ -42,6 +42,41 @@ func (g *generator) version3() {
 	g.call("aux", "", fsm.Reset{})
 	g.resume(lost, false)
 	g.train(40)
+
+	g.openRound(4, 2, 1)
+	g.call("main", "", fsm.Configure{Residency: true})
+	g.configure("aux", nil)
+	for range 60 {
+		g.train(2)
+		g.vote()
+	}
+	r := g.state.Round
+	g.write(events.Entry{Kind: events.KindReport, Events: []events.Event{
+		{Attested: &events.Attested{Round: r.Number, Model: "main", Generation: 3, Index: g.state.Index, What: "active", Value: events.Digest{1}, Ranks: 3}},
+		{Attested: &events.Attested{Round: r.Number, Model: "main", Generation: 3, Index: g.state.Index, What: "tensors", Shard: "0/2", Value: events.Digest{2}, Ranks: 1,
+			Others: []events.AttestedOther{{Value: events.Digest{3}, Ranks: []uint64{0, 2}, Tensors: []string{"r0c0/weight"}}}, Missing: []uint64{1}}}}})
+	require.EqualValues(g.t, 1, g.state.Round.Tally(2).Attesting)
+}
+
+// vote has a rank say whether it has room for a seed: also for one that is gone.
+func (g *generator) vote() {
+	m := g.state.Model("main")
+	i := g.rng.IntN(len(m.Config.Slots))
+	slot, rank := m.Slots.At(i), uint64(g.rng.IntN(3))
+	for range 3 {
+		v := &events.Voted{Round: g.state.Round.Number, Rank: rank, Model: m.Name, Generation: m.Generation, Slot: m.Config.Slots[i].Name, Seed: slot.Germinations}
+		switch g.rng.IntN(16) {
+		case 0:
+			v.Failed, v.Reason = true, "out of memory"
+		case 1:
+			v.Seed++
+		case 2:
+			v.Round--
+		}
+		g.write(events.Entry{Kind: events.KindReport, Events: []events.Event{{Voted: v},
+			{Reported: &events.Reported{Node: g.state.Round.Members[rank].Node, Sequence: g.state.Index}}}})
+		rank = (rank + 1) % 3
+	}
 }
 
 func (g *generator) mark(model string) *events.Mark {

@@ -166,7 +166,7 @@ func TestHistoryHoldsEverything(t *testing.T) {
 		state = next
 	}
 	require.Greater(t, len(entries), 300)
-	require.EqualValues(t, 8, state.Round.Number)
+	require.EqualValues(t, 9, state.Round.Number)
 	require.Len(t, state.Models, 2)
 	wanted := []string{"NaN accuracy", "request done", "request dropped", "expected fact", "unexpected fact", "unfit found", "unfit fault", "unfit call", "unfit request",
 		"refused illegal-transition", "refused mark-mismatch", "adopted mark", "held mark", "unfit recover", "refused unknown-slot", "refused config-mismatch", "refused invalid-input"}
