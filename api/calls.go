@@ -101,6 +101,21 @@ type ResumeRequest struct {
 	Mark MarkBytes `json:"mark" doc:"as POST /v1/checkpoint returned it"`
 }
 
+// ReadyRequest is the body of POST /v1/slots/{slot}/ready, which is no numbered
+// call: this rank has room for the slot's seed.
+type ReadyRequest struct {
+	Session string `json:"session" doc:"as POST /v1/session returned it"`
+	Model   string `json:"model,omitempty" default:"main"`
+	Seed    uint64 `json:"seed,omitempty" doc:"germination count of the seed that is meant; absent: the one that this trainer sees"`
+}
+
+// FailedRequest is the body of POST /v1/slots/{slot}/failed: this rank has no
+// room for the slot's seed, which is pruned for all ranks.
+type FailedRequest struct {
+	ReadyRequest
+	Reason string `json:"reason,omitempty" doc:"for the log, up to 1,024 bytes"`
+}
+
 // CheckpointRequest is the body of POST /v1/checkpoint, which is no numbered
 // call.
 type CheckpointRequest struct {

@@ -41,6 +41,8 @@ type SessionRequest struct {
 
 	Resume MarkBytes `json:"resume,omitempty" doc:"a mark: where no slots are named and the log does not know the model, it is configured as the mark's; POST /v1/resume is still to be called"`
 
+	Residency bool `json:"residency,omitempty" doc:"germinated seeds wait, in this round, until every rank has said that it has room for them (POST /v1/slots/{slot}/ready); the same on all ranks"`
+
 	Answered *uint64 `json:"answered,omitempty" doc:"reconnecting: number of the last call that was answered; with it go round and lineage"`
 	Round    uint64  `json:"round,omitempty" doc:"reconnecting: the session's"`
 	Lineage  string  `json:"lineage,omitempty" doc:"reconnecting: the session's"`

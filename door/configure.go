@@ -2,6 +2,7 @@ package door
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"github.com/esperd/esperd/api"
@@ -21,7 +22,7 @@ func (s *Server) configure(ctx context.Context, t *track, req *api.SessionReques
 	if p != nil {
 		return p
 	}
-	args := fsm.Configure{Slots: expand(req, m, marked)}
+	args := fsm.Configure{Slots: expand(req, m, marked), Residency: req.Residency}
 	key := events.Key{Round: t.round, Model: t.model, Op: events.OpConfigure, Epoch: -1}
 	if m != nil {
 		key.Generation, key.Epoch = m.Generation, m.Epoch
@@ -60,6 +61,9 @@ func (s *Server) compareConfig(ctx context.Context, state *fsm.State, key events
 		return problemOf(err)
 	}
 	r := refused(&events.Entry{Events: evs})
+	if theirs := state.Cursor(key.Model).Residency > 0; r == nil && theirs != req.Residency && state.Round.Mode() != events.ModeObserve {
+		r = &events.Refused{Reason: fmt.Sprintf("residency is %v on rank 0, %v here; connect with the same on all ranks", theirs, req.Residency)}
+	}
 	if r == nil {
 		return nil
 	}

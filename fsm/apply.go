@@ -289,7 +289,7 @@ func (s *State) openRound(ev *events.RoundOpened) error {
 // round, and which of the round's counters it moves.
 type Report struct {
 	Round, Rank uint64
-	counter     func(*Round) *[]uint64 // nil: none, a vote
+	counter     func(*Round) *[]uint64 // nil: none, a vote or an attestation
 }
 
 // Reports reads an event that a rank reports; nil for any other.
@@ -309,6 +309,8 @@ func Reports(ev *events.Event) *Report {
 		return &Report{v.Key.Round, v.Rank, func(r *Round) *[]uint64 { return &r.Differing }}
 	case ev.Voted != nil:
 		return &Report{ev.Voted.Round, ev.Voted.Rank, nil}
+	case ev.Attested != nil: // of rank 0's node, about others
+		return &Report{ev.Attested.Round, highestRank(ev.Attested), nil}
 	case ev.TrainerEnded != nil:
 		v := ev.TrainerEnded
 		return &Report{v.Round, v.Rank, func(r *Round) *[]uint64 { return &r.Ended }}

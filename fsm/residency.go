@@ -197,6 +197,16 @@ func (m *Model) votesOn(v *Vote) bool {
 	return slot != nil && slot.Active() != nil && slot.Seed.Count == v.Seed && (slot.Seed.Absent || len(v.Failed) > 0)
 }
 
+// highestRank returns the highest rank that differs; 0: none.
+func highestRank(ev *events.Attested) (rank uint64) {
+	for i := range ev.Others {
+		for _, r := range ev.Others[i].Ranks {
+			rank = max(rank, r)
+		}
+	}
+	return rank
+}
+
 // attested counts the ranks whose devices have another content than most.
 func (s *State) attested(ev *events.Attested) error {
 	if ev.Round != s.Round.Number || len(ev.Others) == 0 {

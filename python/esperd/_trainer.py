@@ -24,6 +24,7 @@ class Trainer:
         away_timeout_s: how long esperd may be away before a call gives up.
         answer_timeout_s: how long a call waits without a sign of life.
         pid: of the process that connected.
+        residency: seeds wait for the votes of all ranks.
     """
 
     socket: str
@@ -37,6 +38,7 @@ class Trainer:
     pid: int
     mode: str = KEYED
     ordering: str = STRICT
+    residency: bool = False
 
     @property
     def observes(self) -> bool:
@@ -62,6 +64,8 @@ class Trainer:
             "mode": self.mode,
             "ordering": self.ordering,
         }
+        if self.residency:
+            r["residency"] = True
         if self.run_id:
             r["run_id"] = self.run_id
         if self.fingerprint:

@@ -72,6 +72,11 @@ class Unnumbered:
         body = {"session": self._trainer.incarnation, "model": self._model, **arguments}
         return self._ask("/v1/requests", body, lambda d: int(d["index"]))
 
+    def vote(self, path: str, arguments: _Json) -> None:
+        """Say whether there is room for a seed."""
+        if not self._trainer.observes:  # where nobody waits for it
+            self._ask(path, {"session": self._trainer.incarnation, "model": self._model, **arguments}, lambda d: None)
+
     def busy(self, reason: str, seconds: Union[float, str]) -> None:
         self._ask("/v1/busy", self._busy(reason, seconds), lambda d: None)
 

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Dict, Optional, Sequence, SupportsFloat, SupportsIndex, Tuple, Type, Union
 
 from esperd import _launch
-from esperd._arguments import GatesArgument, OutcomesArgument, SlotsArgument, configuration_of, fraction, name_of, octets, one_of, outcomes_of, text, whole
+from esperd._arguments import GatesArgument, OutcomesArgument, SlotsArgument, configuration_of, fraction, name_of, octets, one_of, outcomes_of, slot_path, text, whole
 from esperd._calls import RESET, RESUME, Calls
 from esperd._ending import failure_of
 from esperd._family import MAIN, Family
@@ -37,6 +37,7 @@ from esperd.values import Fence, Session, Slot
 __all__ = ["Client", "connect"]
 
 _SLOTS_SHOWN_MAX = 16
+_REASON_BYTES_MAX = 1024
 
 _log = logging.getLogger("esperd")
 
@@ -52,6 +53,7 @@ def connect(
     mode: str = KEYED,
     ordering: str = STRICT,
     resume: Optional[bytes] = None,
+    residency: bool = False,
     on_fatal: Optional[OnFatal] = None,
     run_id: Optional[str] = None,
     fingerprint: Optional[str] = None,
@@ -86,6 +88,10 @@ def connect(
             back to it before anything else, as by :meth:`Client.resume`. A log
             that knows no model is begun by it, with its slots, unless there are
             slots here. None: the log goes on where it ends.
+        residency: the same on all ranks. True: in this round a germinated seed
+            waits until every rank has said that it has room for it, by
+            :meth:`Client.ready`; it may train from the fence after the one by
+            which the last of them did.
         on_fatal: called with a :class:`RoundFaulted`, in a thread of its own, as
             soon as the round is over because the ranks did not make the same
             calls, or because a rank's trainer is gone or its replica differs
@@ -132,6 +138,7 @@ def connect(
         pid=os.getpid(),
         mode=mode,
         ordering=ordering,
+        residency=bool(residency),
     )
     family = Family(trainer, Client)
     client = family.open(MAIN, configuration_of(slots, gates, auto_forward), mark=mark or b"")
@@ -356,6 +363,35 @@ class Client(SlotCalls):
             arguments["seed"] = whole("seed", seed)
         return self._calls.guarded(lambda: self._calls.unnumbered.request(arguments), 0)
 
+    def ready(self, slot: str, *, seed: Optional[SupportsIndex] = None) -> None:
+        """Say that this rank has room for the slot's seed: its module is made, on
+        its device.
+
+        With ``connect(residency=True)`` a germinated seed waits for that of every
+        rank. It has no number, may be said twice, and counts from the next fence
+        that finds it in the log. In the mode observe it does nothing.
+
+        Args:
+            seed: germination count of the seed that is meant. None: the one that
+                this rank saw last in the slot.
+
+        Raises:
+            Refused: this rank has seen no seed in the slot yet.
+        """
+        self._vote(slot, "ready", {}, seed)
+
+    def failed(self, slot: str, reason: str = "", *, seed: Optional[SupportsIndex] = None) -> None:
+        """Say that this rank has no room for the slot's seed, as when its device
+        is out of memory: the next fence that finds it in the log prunes the seed
+        on all ranks, with this rank and the reason in the log.
+
+        Args:
+            reason: of which the first 1,024 bytes are kept.
+            seed: as of :meth:`ready`.
+        """
+        kept = text("reason", reason).encode("utf-8", "replace")[:_REASON_BYTES_MAX].decode("utf-8", "ignore")
+        self._vote(slot, "failed", {"reason": kept}, seed)
+
     def busy(self, reason: str, seconds: SupportsFloat) -> Busy:
         """Say that this rank makes no call for a while, so that the others wait
         for it without giving up::
@@ -403,6 +439,12 @@ class Client(SlotCalls):
 
     def __reduce__(self) -> Tuple[Any, ...]:
         raise TypeError("an esperd.Client is of the process that connected, and cannot be copied or sent to another one")
+
+    def _vote(self, slot: str, what: str, arguments: Dict[str, Any], seed: Optional[SupportsIndex]) -> None:
+        path = slot_path(slot, what)
+        if seed is not None:
+            arguments["seed"] = whole("seed", seed)
+        self._calls.guarded(lambda: self._calls.unnumbered.vote(path, arguments), None)
 
     def _fence(self, what: str, path: str, arguments: Dict[str, Any], outcomes: Optional[OutcomesArgument], epoch: int) -> Fence:
         begins = what in ("reset", "resume")

@@ -32,7 +32,7 @@ class Request(NamedTuple):
     def kind(self) -> str:
         if self.method == "GET":
             return {"/healthz": "health", "/v1/ranks": "ranks"}.get(self.path.partition("?")[0], "get")
-        return self.op if self.op in ("session", "requests", "busy", "close", "checkpoint") else "call"
+        return self.op if self.op in ("session", "requests", "busy", "close", "checkpoint", "ready", "failed") else "call"
 
 
 Trick = Callable[["Peer", Request], None]
@@ -146,6 +146,7 @@ class FakeDoor:
     def grant(self, peer: Peer, request: Request) -> None:
         model = request.body.get("model", "main")
         other = {"health": {"status": "ok"}, "ranks": {"ranks": []}, "busy": {"ok": True}, "close": {"ok": True}, "requests": {"index": 77},
+                 "ready": {"ok": True}, "failed": {"ok": True},
                  "checkpoint": {"mark": "bm8gbWFyaw=="}}.get(request.kind)
         if request.kind == "get":
             other = {"index": 99, "round": {"number": 3}}

@@ -97,6 +97,21 @@ class Requests(DoorTest):
         self.assertIn("this client was closed", raised[0])
         self.assertRaisesRegex(esperd.Unavailable, "was closed", ep.request, "prune", slot="r0c0")
 
+    def test_votes_on_the_room_for_a_seed(self):
+        ep = self.connect(residency=True)
+        self.assertIs(self.door.of("session")[-1].body["residency"], True)
+        ep.ready("r0c0")
+        ep.ready("a/b", seed=3)
+        ep.failed("r0c0", "x" * 1023 + "\u00e9", seed=2)
+        self.assertEqual(self.bodies("ready"), [{"model": "main"}, {"model": "main", "seed": 3}])
+        self.assertEqual([r.path for r in self.door.of("ready")], ["/v1/slots/r0c0/ready", "/v1/slots/a%2Fb/ready"])
+        self.assertEqual(self.bodies("failed"), [{"model": "main", "reason": "x" * 1023, "seed": 2}])
+        for wrong in (lambda: ep.ready(3), lambda: ep.failed("r0c0", 3), lambda: ep.ready("r0c0", seed="x")):
+            self.assertRaises(TypeError, wrong)
+        self.door.play(problem("illegal-transition", 409), at="ready")
+        self.assertRaises(esperd.Refused, ep.ready, "r0c0")
+        self.assertEqual(len(ep.slots()), 2, "no numbered call was made")
+
     def test_busy(self):
         ep = self.connect()
         ep.busy("checkpoint", 30)
