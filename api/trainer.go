@@ -43,6 +43,9 @@ type SessionRequest struct {
 
 	Residency bool `json:"residency,omitempty" doc:"germinated seeds wait, in this round, until every rank has said that it has room for them (POST /v1/slots/{slot}/ready); the same on all ranks"`
 
+	Arena bool   `json:"arena,omitempty" doc:"the seeds' parameters are to lie in memory of esperd's (--device), which the trainer attaches"`
+	GPU   string `json:"gpu,omitempty" doc:"UUID of the trainer's GPU, for --device=auto; absent: any" maxLength:"64"`
+
 	Answered *uint64 `json:"answered,omitempty" doc:"reconnecting: number of the last call that was answered; with it go round and lineage"`
 	Round    uint64  `json:"round,omitempty" doc:"reconnecting: the session's"`
 	Lineage  string  `json:"lineage,omitempty" doc:"reconnecting: the session's"`
@@ -154,8 +157,54 @@ type Fence struct {
 	Generation uint64 `json:"generation,omitempty" doc:"absent in the mode observe"`
 	Index      uint64 `json:"index"`
 
+	Plan      []Command     `json:"plan,omitempty" doc:"what the changes mean for the seeds' memory, in the order in which to do it; absent in the mode observe"`
+	ActiveSet events.Digest `json:"active_set,omitzero" doc:"digest of what is active: slots, seeds, tensors, flags, alphas"`
+	Arena     *Arena        `json:"arena,omitempty" doc:"what became of this rank's arena; absent without one"`
+	Differs   []Difference  `json:"differs,omitempty" doc:"what devices have been found to hold since the last fence that is not what most ranks hold"`
+
 	Changes []Change `json:"changes" doc:"slots whose seed, stage, alpha or frozen flag changed since the last fence, in slot order"`
 	Slots   []Slot   `json:"slots" doc:"every slot at this fence, in slot order"`
+}
+
+// Command is one step that a fence asks of a seed's memory: of esperd's own, in
+// the arena, or of a trainer that owns it.
+type Command struct {
+	Op        string  `json:"op" enum:"reserve,initialise,activate,set_alpha,thaw,freeze,deactivate,zero,release"`
+	Slot      string  `json:"slot"`
+	Seed      uint64  `json:"seed"`
+	Blueprint string  `json:"blueprint"`
+	Alpha     float64 `json:"alpha,omitempty" doc:"of set_alpha"`
+}
+
+// Arena is what a fence did to one rank's arena.
+type Arena struct {
+	Remap  bool      `json:"remap,omitempty" doc:"memory came or went: attach again"`
+	Lost   []SeedRef `json:"lost,omitempty" doc:"seeds whose contents have to be loaded again (arena-lost)"`
+	Spans  []Span    `json:"spans,omitempty" doc:"gradients of all seeds that learn, a range for each element type"`
+	Device string    `json:"device,omitempty" doc:"what is wrong with the device as a whole; the log and its answers are right all the same"`
+}
+
+// SeedRef names a seed.
+type SeedRef struct {
+	Slot string `json:"slot"`
+	Seed uint64 `json:"seed"`
+}
+
+// Span is a range of the arena that one all-reduce serves.
+type Span struct {
+	DType    string `json:"dtype"`
+	Offset   uint64 `json:"offset" doc:"in the arena, bytes"`
+	Elements uint64 `json:"elements" doc:"from the first to the last; what belongs to no seed that learns is zero"`
+	Learning uint64 `json:"learning" doc:"of them, in seeds that learn"`
+}
+
+// Difference is what some ranks hold that is not what most do.
+type Difference struct {
+	Index   uint64   `json:"index" doc:"of the fence at which they held it"`
+	What    string   `json:"what" enum:"active,tensors"`
+	Shard   string   `json:"shard,omitempty"`
+	Ranks   []uint64 `json:"ranks"`
+	Tensors []string `json:"tensors,omitempty" doc:"those that differ, as slot/tensor"`
 }
 
 // Change is one slot's difference between two fences.

@@ -18,7 +18,9 @@ func (s *Server) answer(t *track, found *matched, c call, list []fsm.Observation
 	case refused(e) != nil:
 		a.problem = refusal(e, index)
 	case e.Key.Op.Fence():
-		a.body = &api.Fence{Epoch: m.Epoch, Generation: m.Generation, Index: index, Changes: changes(t.fenced, m), Slots: api.SlotsOf(m)}
+		f := &api.Fence{Epoch: m.Epoch, Generation: m.Generation, Index: index, Changes: changes(t.fenced, m), Slots: api.SlotsOf(m)}
+		s.fenceMemory(t, found, f)
+		a.body = f
 	case verdictOf(e) != nil:
 		a.body = s.decision(m, e, index, c, local)
 	default:

@@ -48,7 +48,7 @@ func (s *Server) configure(ctx context.Context, t *track, req *api.SessionReques
 			return p
 		}
 	}
-	s.open(t, place{next: 1, fences: state.Cursor(t.model).Fence, cursor: state, fenced: state.Model(t.model), fencedAt: index})
+	s.open(t, place{next: 1, fences: state.Cursor(t.model).Fence, cursor: state, fenced: state.Model(t.model), fencedAt: index, attested: found(&state.Round)})
 	s.ledger.answered(api.LastCall{Rank: s.rank, Key: *e.Key, Site: req.Site})
 	return nil
 }

@@ -13,6 +13,7 @@
 //	match.go     all: the entry's key is compared with the caller's
 //	resume.go    a resume only: until all ranks have brought the same mark (offers.go)
 //	track.go     the cursor moves to the entry
+//	memory.go    a fence's: what it means for the seeds' memory is done, or told
 //	answer.go    the answer is computed from the state there, never from the head
 //
 // So all ranks get the same answer to the same call, however far the replica

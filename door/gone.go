@@ -61,6 +61,7 @@ func (s *Server) attend(ses *session, p *process) {
 		if err != nil && !p.ended() || s.parts(ses.ctx, ses) {
 			return
 		}
+		ses.release()
 		ctx, done := context.WithTimeout(s.ctx, rememberedMax)
 		defer done()
 		if s.listed(ctx, ses.incarnation) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/gpuexec/device"
 )
 
 const (
@@ -43,6 +44,11 @@ type Options struct {
 	// Archive is told of checkpoints; nil: there is none.
 	Archive Archive
 
+	// OpenDevice opens what arenas lie on, given the UUID of the trainer's GPU
+	// (may be empty). It is called once a trainer asks for an arena. Nil, or a nil
+	// device: there is none.
+	OpenDevice func(uuid string) (device.Device, error)
+
 	// Token lets who has it make requests at the admin door; "": nobody.
 	Token string
 }
@@ -65,6 +71,8 @@ type Server struct {
 	fingerprint string
 	token       string
 	archive     Archive
+
+	devices devices
 
 	node        events.NodeID
 	rank, world uint64
@@ -106,6 +114,7 @@ func newServer(o Options) *Server {
 	s.log = s.log.With("rank", s.rank)
 	s.waitMax, s.warnAfter = cmp.Or(s.waitMax, DefaultWaitMax), cmp.Or(s.warnAfter, DefaultWarnAfter)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	s.devices.open = o.OpenDevice
 	s.metrics = newMetrics(s)
 	s.words = newWords(s.log)
 	s.replica.Handle(askLedger, s.answerLedger)
@@ -175,6 +184,10 @@ func (s *Server) Close(ctx context.Context) error {
 			}
 		}
 		s.work.Wait()
+		if ses := s.sessions.served(); ses != nil {
+			ses.release()
+		}
+		err = errors.Join(err, s.devices.close())
 		err = errors.Join(err, s.words.close())
 	})
 	return err

@@ -124,6 +124,9 @@ func (ses *session) track(round uint64, model string) (*track, *api.Problem) {
 	ses.mu.Lock()
 	defer ses.mu.Unlock()
 	if ses.round != round {
+		for _, t := range ses.tracks {
+			t.memory.close()
+		}
 		ses.round, ses.tracks = round, map[string]*track{}
 	}
 	t := ses.tracks[model]
@@ -135,6 +138,15 @@ func (ses *session) track(round uint64, model string) (*track, *api.Problem) {
 		ses.tracks[model] = t
 	}
 	return t, nil
+}
+
+// release gives the memory of all models back.
+func (ses *session) release() {
+	ses.mu.Lock()
+	defer ses.mu.Unlock()
+	for _, t := range ses.tracks {
+		t.memory.close()
+	}
 }
 
 // opened returns the track of a model that the session has configured.
@@ -199,6 +211,9 @@ func (s *Server) resume(ctx context.Context, t *track, req *api.SessionRequest) 
 		return nil, problemf(events.CodeConfigMismatch, "ordering: the trainer comes back with ordering=%q, and connected with another one: expected the same for the whole round; connect anew on all ranks for another one", req.Ordering)
 	}
 	t.warns = warns
+	if p := s.wantsArena(t, req); p != nil {
+		return nil, p
+	}
 	switch {
 	case t.cursor == nil && req.Answered == nil:
 		if p := s.configure(ctx, t, req); p != nil {

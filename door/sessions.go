@@ -88,6 +88,7 @@ func (l *sessions) replace(old *session, format string, by *session) {
 	p := problemf(events.CodeNotAuthority, format, l.rank, by.since.Format(time.RFC3339))
 	l.remember(old.incarnation, p)
 	old.end(&replacedError{p})
+	old.release()
 }
 
 func (l *sessions) remember(incarnation string, p *api.Problem) {

@@ -31,6 +31,7 @@ type track struct {
 	stretch *stretch  // with warns: the calls since the last fence
 	shadow  *shadow   // nil on rank 0, and where the trainers decide by themselves
 
+	memory   memory                     // what the executor of the model's memory does
 	offer    atomic.Pointer[offer]      // the mark that the trainer has brought to a resume; nil: none
 	config   atomic.Pointer[fsm.Config] // set once call 0 is answered
 	visible  atomic.Pointer[fsm.Model]  // at the cursor
@@ -46,6 +47,7 @@ type place struct {
 	fenced *fsm.Model // at the last fence, or as configured
 
 	fencedAt uint64 // index of that fence's entry, or of the configuration's
+	attested uint64 // how often ranks had been found to hold something else by then, in the round
 }
 
 // land moves the track over an answered call.
@@ -56,7 +58,7 @@ func (t *track) land(m *matched, a *answered) {
 		t.cursor = m.after
 	}
 	if _, ok := a.body.(*api.Fence); ok {
-		t.fenced, t.fencedAt = m.after.Model(t.model), m.index
+		t.fenced, t.fencedAt, t.attested = m.after.Model(t.model), m.index, found(&m.after.Round)
 		t.fences++
 	}
 	t.visible.Store(t.cursor.Model(t.model))
@@ -102,6 +104,9 @@ func (s *Server) open(t *track, at place) {
 	t.visible.Store(at.cursor.Model(t.model))
 	t.config.Store(at.cursor.Model(t.model).Config)
 	s.words.watch(t.model)
+	if t.mode != events.ModeObserve {
+		s.openMemory(t)
+	}
 }
 
 // stateAfter returns the state after the entry at index, which is at or after
@@ -205,7 +210,7 @@ func (s *Server) restore(ctx context.Context, t *track, req *api.SessionRequest)
 	if p != nil {
 		return p
 	}
-	stands := place{next: *req.Answered + 1, fences: at.Cursor(t.model).Fence, cursor: at, fenced: before.Model(t.model), fencedAt: index}
+	stands := place{next: *req.Answered + 1, fences: at.Cursor(t.model).Fence, cursor: at, fenced: before.Model(t.model), fencedAt: index, attested: found(&before.Round)}
 	var taken *stretch
 	if s.rank != 0 && mode == events.ModeKeyed && t.warns { // opened only with all of it: what is missing would be answered twice
 		t.stretch = newStretch(at, t.model)

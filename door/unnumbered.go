@@ -105,6 +105,7 @@ func (s *Server) goodbye(ctx context.Context, in *api.CloseRequest) (any, error)
 	if round == 0 || ses.closed.Swap(true) { // it is in no round yet, or has said so
 		return &api.OK{OK: true}, nil
 	}
+	ses.release()
 	_ = os.Remove(s.noted) // there may be none
 	if in.Failed != "" {
 		s.gone(ctx, ses.incarnation, "it failed: "+in.Failed)

@@ -70,23 +70,22 @@ func New(o Options) *Executor { return &Executor{opts: o, seats: map[int]*seat{}
 // so does one whose configuration is another: call it first with the state in
 // which the trainer has configured the model, or to which it has come back.
 func (x *Executor) Fence(s *fsm.State) *Report {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.fence(s, false)
+	return x.At(s.Model(x.opts.Model), s.Index, false)
 }
 
 // Rebuild does what Fence does, after a rewind: all contents are of another
 // time. Seeds that have only germinated are initialised, the others are lost
 // until the trainer has loaded them. A broken device is tried again.
 func (x *Executor) Rebuild(s *fsm.State) *Report {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.fence(s, true)
+	return x.At(s.Model(x.opts.Model), s.Index, true)
 }
 
-func (x *Executor) fence(s *fsm.State, anew bool) *Report {
-	r := &Report{Index: s.Index}
-	m := s.Model(x.opts.Model)
+// At does what Fence does, or Rebuild (anew), for the model as it is after the
+// entry at index.
+func (x *Executor) At(m *fsm.Model, index uint64, anew bool) *Report {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	r := &Report{Index: index}
 	if m == nil || m.Config == nil {
 		return r
 	}
@@ -97,7 +96,7 @@ func (x *Executor) fence(s *fsm.State, anew bool) *Report {
 	}
 	r.Commands = Plan(x.at, m)
 	touched := x.run(m, r, old)
-	x.at, x.index = m, s.Index
+	x.at, x.index = m, index
 	x.settle(m, r, touched, anew)
 	r.ActiveSet = x.active.digest()
 	r.Spans = x.spans()
@@ -106,6 +105,16 @@ func (x *Executor) fence(s *fsm.State, anew bool) *Report {
 		r.Device = x.broken.Error()
 	}
 	return r
+}
+
+// Generation returns the model's generation at the last fence; 0 before one.
+func (x *Executor) Generation() uint64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.at == nil {
+		return 0
+	}
+	return x.at.Generation
 }
 
 // begin starts from nothing: with the arena there is, if it fits and works. It

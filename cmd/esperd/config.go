@@ -36,6 +36,7 @@ type RunFlags struct {
 	Insecure    *bool   `source:"ESPERD_INSECURE" group:"peers" help:"Listen beyond loopback without a secret."`
 	LogStore    *string `source:"ESPERD_LOG_STORE" group:"tuning" placeholder:"auto|boltdb|wal" help:"How the log is kept on disk; auto: as it is there, and in a directory without one in the wal, which takes half of boltdb's time."`
 	Durability  *string `source:"ESPERD_DURABILITY" group:"tuning" placeholder:"durable|relaxed" help:"Whether a decision waits for the disks of a majority of the voters, or for none: relaxed, a machine that crashes or loses power may lose decisions."`
+	Device      *string `source:"ESPERD_DEVICE" group:"tuning" placeholder:"auto|host|cuda:N|none" help:"Where seeds' parameters lie, for a trainer that asks for an arena; auto: the trainer's GPU, or the host's memory where there is none."`
 	Timeout     *string `source:"ESPERD_DECISION_TIMEOUT" group:"tuning" name:"decision-timeout" placeholder:"DURATION" help:"How long a call waits at most, such as 15m; longer only for a rank that says it is busy."`
 	LogLevel    *string `source:"ESPERD_LOG_LEVEL" group:"tuning" placeholder:"debug|info|warn|error" help:"What is logged, to stderr."`
 	LogFormat   *string `source:"ESPERD_LOG_FORMAT" group:"tuning" placeholder:"json|text" help:"Form of the log; json unless stderr is a terminal."`
@@ -65,6 +66,7 @@ type Config struct {
 	Insecure    bool
 	LogStore    string
 	Durability  string
+	Device      string        // of arenas; opened when a trainer asks for one
 	Timeout     time.Duration // of a call's wait
 	LogLevel    slog.Level
 	LogFormat   string // "": by the kind of stderr
@@ -104,6 +106,8 @@ const (
 	worldSizeMax  = 4096
 	roundBytesMax = 512 // as in api.SessionRequest
 )
+
+var devicePattern = regexp.MustCompile(`^(auto|host|none|cuda(:[0-9]{1,3})?)$`)
 
 var runIDPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:@+=-]{0,127}$`)
 
@@ -337,6 +341,9 @@ func (r *resolver) tuning(f RunFlags, c *Config) error {
 	var err error
 	if c.Durability, err = r.durability(f.Durability); err != nil {
 		return err
+	}
+	if c.Device = r.pickOr("device", "auto", f.Device); !devicePattern.MatchString(c.Device) {
+		return fmt.Errorf("%s is %.80q, expected auto, host, cuda, cuda:N or none", r.from["device"], c.Device)
 	}
 	if c.Timeout, err = r.timeout(f.Timeout); err != nil {
 		return err

@@ -278,6 +278,8 @@ func TestResolveSecurityAndTuning(t *testing.T) {
 		"secret and certificate": {flags: RunFlags{SecretFile: str("s"), PeerCert: str("a"), PeerKey: str("b"), PeerCA: str("c")}, err: "drop one"},
 		"log store":              {flags: RunFlags{LogStore: str("lmdb")}, err: "expected auto, boltdb or wal"},
 		"durability":             {env: map[string]string{"ESPERD_DURABILITY": "none"}, err: `ESPERD_DURABILITY is "none", expected durable or relaxed`},
+		"device, unknown":        {flags: RunFlags{Device: str("tpu")}, err: `--device is "tpu", expected auto, host, cuda, cuda:N or none`},
+		"device, no number":      {env: map[string]string{"ESPERD_DEVICE": "cuda:x"}, err: `ESPERD_DEVICE is "cuda:x", expected auto, host, cuda, cuda:N or none`},
 		"durability, empty":      {flags: RunFlags{Durability: str("")}, err: `--durability is "", expected durable or relaxed`},
 		"timeout":                {flags: RunFlags{Timeout: str("soon")}, err: `--decision-timeout is "soon", expected a time from 1s to 168h`},
 		"timeout, no unit":       {env: map[string]string{"ESPERD_DECISION_TIMEOUT": "900"}, err: `ESPERD_DECISION_TIMEOUT is "900", expected a time from 1s to 168h, such as 90s`},

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/esperd/esperd/door"
+	"github.com/esperd/esperd/gpuexec"
+	"github.com/esperd/esperd/gpuexec/device"
 	"github.com/esperd/esperd/recovery"
 	"github.com/esperd/esperd/replica"
 )
@@ -157,7 +159,7 @@ func (d *daemon) openNode(security *replica.PeerSecurity) error {
 func (d *daemon) openDoors() error {
 	var err error
 	o := door.Options{Replica: d.node, Socket: d.cfg.Socket, Admin: d.cfg.AdminListen, Version: thisVersion().Esperd,
-		Fingerprint: d.cfg.Round, WaitMax: d.cfg.Timeout, Token: d.token, Logger: d.base}
+		Fingerprint: d.cfg.Round, WaitMax: d.cfg.Timeout, Token: d.token, OpenDevice: d.openDevice, Logger: d.base}
 	if d.cfg.ArchiveDir != "" && d.cfg.Rank == 0 {
 		d.archiver = startArchiver(d.cfg.ArchiveDir, d.node, d.log)
 		o.Archive = d.archiver
@@ -170,6 +172,18 @@ func (d *daemon) openDoors() error {
 		return fmt.Errorf("cannot say where the admin door is: %w", err)
 	}
 	return nil
+}
+
+// openDevice opens what arenas lie on, for the first trainer that asks for one.
+func (d *daemon) openDevice(uuid string) (device.Device, error) {
+	opened, why, err := gpuexec.OpenDevice(d.cfg.Device, uuid)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("--device %s (%s): %w", d.cfg.Device, d.cfg.From["device"], err)
+	case opened != nil:
+		d.log.Info("arenas lie on a device", "device", opened.Name(), "kind", opened.Kind(), "uuid", opened.UUID(), "why_no_gpu", why)
+	}
+	return opened, nil
 }
 
 // outwardHost is under which address other hosts reach this one: the one from

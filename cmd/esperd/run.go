@@ -47,7 +47,7 @@ func (d *daemon) announce() {
 	c := &d.cfg
 	attrs := []any{"world_size", c.World, "run_id", d.run(), "node", d.node.ID(), "version", thisVersion().Esperd,
 		"data_dir", c.DataDir, "socket", c.Socket, "admin", d.adminURL, "peers", d.node.Status().Address, "join", c.Join,
-		"log_store", d.node.Status().LogStore, "durability", c.Durability, "decision_timeout", c.Timeout.String(), "processors", runtime.GOMAXPROCS(0), "pid", os.Getpid()}
+		"log_store", d.node.Status().LogStore, "durability", c.Durability, "device", c.Device, "decision_timeout", c.Timeout.String(), "processors", runtime.GOMAXPROCS(0), "pid", os.Getpid()}
 	if c.LocalRank != "" {
 		attrs = append(attrs, "local_rank", c.LocalRank)
 	}
