@@ -118,6 +118,7 @@ type Rank struct {
 	Misplaced     uint64        `json:"misplaced" doc:"calls in another order than rank 0's, in a round that went on (ordering warn, mode observe)"`
 	MissingCalls  uint64        `json:"missing_calls" doc:"calls that either this rank or rank 0 made alone, likewise"`
 	Differing     uint64        `json:"differing" doc:"outcomes of its own that were not rank 0's (mode observe)"`
+	Attesting     uint64        `json:"attesting,omitempty" doc:"fences at which its device held something else than most ranks' did"`
 	Unreachable   string        `json:"unreachable,omitempty" doc:"why its node could not be asked"`
 }
 
@@ -172,6 +173,7 @@ type Entry struct {
 type Divergences struct {
 	State    []StateDivergence    `json:"state" doc:"replicas that have stopped since a state was not the one that an entry was decided on, theirs or the writer's"`
 	Verdicts []VerdictCount       `json:"verdicts" doc:"own verdicts that were not rank 0's, by rank"`
+	Devices  []VerdictCount       `json:"devices,omitempty" doc:"fences at which a rank's device held something else than most ranks' did, by rank"`
 	Fault    *events.RoundFaulted `json:"fault,omitempty" doc:"why the round is over"`
 }
 
@@ -199,7 +201,8 @@ type StateDivergence struct {
 	Since         time.Time     `json:"since"`
 }
 
-// VerdictCount counts one rank's disagreements in the current round.
+// VerdictCount counts one rank's disagreements, or differences, in the current
+// round.
 type VerdictCount struct {
 	Rank  uint64 `json:"rank"`
 	Count uint64 `json:"count"`

@@ -116,6 +116,24 @@ type FailedRequest struct {
 	Reason string `json:"reason,omitempty" doc:"for the log, up to 1,024 bytes"`
 }
 
+// AttestRequest is the body of POST /v1/attest, which is no numbered call: what
+// the trainer's tensors are at its last fence. Ranks with equal shards are
+// compared; who differs is said by a later fence.
+type AttestRequest struct {
+	Session string           `json:"session" doc:"as POST /v1/session returned it"`
+	Model   string           `json:"model,omitempty" default:"main"`
+	Index   uint64           `json:"index,omitempty" doc:"of the answer of the trainer's last fence, at which the tensors are; absent: that one"`
+	Tensors []AttestedTensor `json:"tensors,omitempty" maxItems:"100000" doc:"beside those in the arena, which esperd adds"`
+}
+
+// AttestedTensor is one tensor of a trainer.
+type AttestedTensor struct {
+	Name        string `json:"name" minLength:"1" maxLength:"256" doc:"the same on all ranks"`
+	Kind        string `json:"kind,omitempty" enum:"replicated,sharded,local" default:"replicated" doc:"replicated: all ranks hold the same; sharded: the ranks with the same shard do; local: each rank its own, nothing is compared"`
+	Shard       string `json:"shard,omitempty" maxLength:"64" doc:"of kind sharded: which one"`
+	Fingerprint string `json:"fingerprint" pattern:"^[0-9a-f]{32}$" doc:"of element type, shape and contents; 32 hexadecimal digits"`
+}
+
 // CheckpointRequest is the body of POST /v1/checkpoint, which is no numbered
 // call.
 type CheckpointRequest struct {

@@ -148,6 +148,9 @@ func (s *Server) divergences(ctx context.Context) *api.Divergences {
 		if n := head.Round.Tally(m.Rank).Disagreements; n > 0 {
 			out.Verdicts = append(out.Verdicts, api.VerdictCount{Rank: m.Rank, Count: n})
 		}
+		if n := head.Round.Tally(m.Rank).Attesting; n > 0 {
+			out.Devices = append(out.Devices, api.VerdictCount{Rank: m.Rank, Count: n})
+		}
 	}
 	return out
 }

@@ -102,6 +102,7 @@ func (s *Server) answerCall(ctx context.Context, t *track, c call) (*answered, *
 		}
 		return s.tell(t, c, key), nil
 	}
+	s.settleAttested(ctx, t, c.args.Op())
 	list := observations(t.observed.Board(), c.Observations)
 	whole := fsm.Call{Key: key, Site: c.Site, Observations: list, Args: c.args}
 	m, p := s.match(ctx, t, whole, c.unreadable)

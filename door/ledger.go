@@ -328,6 +328,7 @@ func (s *Server) ranks(ctx context.Context, model string) api.Ranks {
 			tally := state.Round.Tally(uint64(i))
 			out.Ranks[i].Disagreements, out.Ranks[i].Misplaced = tally.Disagreements, tally.Misplaced
 			out.Ranks[i].MissingCalls, out.Ranks[i].Differing = tally.Missing, tally.Differing
+			out.Ranks[i].Attesting = tally.Attesting
 		}
 	}
 	return out

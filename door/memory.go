@@ -62,6 +62,9 @@ type memory struct {
 	exec    *gpuexec.Executor
 	pending api.Arena // what the trainer has not been told yet
 	closed  bool      // the trainer is gone
+
+	active   events.Digest // of the active set at the last fence
+	attested []*attested   // what the trainer has handed in last, the latest last
 }
 
 // wantsArena takes note of what a trainer asks for when it connects.
@@ -93,7 +96,9 @@ func (s *Server) openMemory(t *track) {
 	defer m.mu.Unlock()
 	m.shut()
 	m.exec, m.closed, m.pending = gpuexec.New(gpuexec.Options{Run: t.cursor.Run, Model: t.model, Device: m.device}), false, api.Arena{}
-	s.takeReport(t, m.exec.At(t.fenced, t.fencedAt, false), t.cursor.Cursor(t.model).Residency > 0)
+	r := m.exec.At(t.fenced, t.fencedAt, false)
+	m.active = r.ActiveSet
+	s.takeReport(t, r, t.cursor.Cursor(t.model).Residency > 0)
 }
 
 // fenceMemory brings the memory to a fence, and says so in its answer.
@@ -105,7 +110,8 @@ func (s *Server) fenceMemory(t *track, found *matched, f *api.Fence) {
 		return
 	}
 	r := m.exec.At(found.after.Model(t.model), found.index, rewinds(found.entry))
-	f.ActiveSet = r.ActiveSet
+	f.ActiveSet, f.Differs = r.ActiveSet, s.differs(t, found)
+	m.active = r.ActiveSet
 	for _, c := range r.Commands {
 		f.Plan = append(f.Plan, api.Command{Op: c.Op.String(), Slot: c.Slot, Seed: c.Seed, Blueprint: c.Blueprint, Alpha: c.Alpha})
 	}

@@ -77,6 +77,7 @@ var (
 	faultedDesc    = gauge("round_faulted", "1 if the round is over because ranks did not make the same calls.")
 	divergedDesc   = gauge("diverged", "1 if this replica has diverged from the log and answers no calls.")
 	waitingDesc    = gauge("waiting_seconds", "How long the call that waits longest has waited.", "rank", "what")
+	attestingDesc  = gauge("attested_differences", "Fences of the round at which a rank's device held something else than most ranks' did.", "rank")
 	historyLagDesc = gauge("history_lag_entries", "Entries that are not in the history's file yet.")
 	archiveDesc    = gauge("archive_index", "Index of the last entry that the archive has.")
 	archiveBadDesc = gauge("archive_failures_total", "How often the archive could not be written.")
@@ -110,6 +111,11 @@ func (c nodeCollector) Collect(out chan<- prometheus.Metric) {
 		a := c.s.archive.State()
 		set(archiveDesc, float64(a.Index))
 		out <- prometheus.MustNewConstMetric(archiveBadDesc, prometheus.CounterValue, float64(a.Failures))
+	}
+	for _, m := range head.Round.Members {
+		if n := head.Round.Tally(m.Rank).Attesting; n > 0 {
+			set(attestingDesc, float64(n), strconv.FormatUint(m.Rank, 10))
+		}
 	}
 	for key, d := range map[string]*prometheus.Desc{"term": termDesc, "last_log_index": lastLogDesc} {
 		if v, err := strconv.ParseFloat(st.RaftStats[key], 64); err == nil {

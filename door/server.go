@@ -72,7 +72,8 @@ type Server struct {
 	token       string
 	archive     Archive
 
-	devices devices
+	devices    devices
+	gatherings gatherings
 
 	node        events.NodeID
 	rank, world uint64
@@ -119,6 +120,8 @@ func newServer(o Options) *Server {
 	s.words = newWords(s.log)
 	s.replica.Handle(askLedger, s.answerLedger)
 	s.replica.Handle(askRecheck, s.answerRecheck)
+	s.replica.Handle(askAttested, s.answerAttested)
+	s.replica.Handle(askTensors, s.answerTensors)
 	s.replica.Handle(askOffer, s.answerOffer)
 	s.replica.Handle(askVerdict, s.answerVerdict)
 	return s

@@ -117,6 +117,13 @@ func (x *Executor) Generation() uint64 {
 	return x.at.Generation
 }
 
+// Index returns the index of the last fence's entry.
+func (x *Executor) Index() uint64 {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.index
+}
+
 // begin starts from nothing: with the arena there is, if it fits and works. It
 // returns the seats of before, whose memory is still held.
 func (x *Executor) begin(m *fsm.Model) map[int]*seat {

@@ -66,6 +66,8 @@ var counters = []counter{
 		func(r *api.Rank) uint64 { return r.MissingCalls }},
 	{"DIFFERING", "outcome", " other than rank 0's", "the ranks have parted",
 		func(r *api.Rank) uint64 { return r.Differing }},
+	{"DEVICE", "fence", " at which its device held something else than most", "the ranks' parameters have parted",
+		func(r *api.Rank) uint64 { return r.Attesting }},
 }
 
 // countersOf returns those that count something.

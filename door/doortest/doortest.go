@@ -26,6 +26,8 @@ type Log struct {
 	calls   map[events.CallID]uint64
 	arrived map[uint64]replica.Registration
 	nodes   []*Node
+
+	recording bool // reports enter the log
 }
 
 // Node is one rank's view of the log. It implements door.Replica.
@@ -406,6 +408,18 @@ func (n *Node) Report(ev events.Event) {
 	n.log.mu.Lock()
 	defer n.log.mu.Unlock()
 	n.reports = append(n.reports, ev)
+	if n.log.recording {
+		if _, err := n.log.append(&events.Entry{Kind: events.KindReport, Events: []events.Event{ev}}); err != nil {
+			panic(err) // the door has reported what no log can hold
+		}
+	}
+}
+
+// Record makes what is reported from now on enter the log at once.
+func (l *Log) Record() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.recording = true
 }
 
 // Ended implements door.Replica.

@@ -1,0 +1,128 @@
+package door_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/esperd/esperd/api"
+	"github.com/esperd/esperd/events"
+)
+
+func tensor(name, print string, more ...string) api.AttestedTensor {
+	a := api.AttestedTensor{Name: name, Fingerprint: strings.Repeat(print, 32)}
+	if len(more) > 0 {
+		a.Kind = more[0]
+	}
+	if len(more) > 1 {
+		a.Shard = more[1]
+	}
+	return a
+}
+
+func (tr *trainer) attests(tensors ...api.AttestedTensor) reply {
+	return tr.post("/v1/attest", members{"session": tr.req.Incarnation, "tensors": tensors})
+}
+
+// What ranks hold is compared among equal shards, and the next fence names rank
+// and tensor, on every rank.
+func TestTheNextFenceNamesWhoDiffers(t *testing.T) {
+	j := newJob(t, 4)
+	j.log.Record()
+	all := j.trainers()
+	n := int64(0)
+	fence := func() []api.Difference {
+		n++
+		var out []*api.Fence
+		for _, tr := range all {
+			out = append(out, tr.fenceAt(n).fence(t))
+		}
+		for _, f := range out {
+			require.Equal(t, out[0], f)
+		}
+		return out[0].Differs
+	}
+	require.Empty(t, fence())
+	at := all[0].fenced
+	for rank, tr := range all {
+		odd := "0"
+		if rank == 2 {
+			odd = "1"
+		}
+		tr.attests(tensor("r0c0/weight", odd), tensor("r0c0/bias", "2"), tensor("backbone", "3"),
+			tensor("bn.mean", fmt.Sprint(rank), "local"), tensor("flat", fmt.Sprint(rank/2), "sharded", fmt.Sprint("half", rank/2)),
+			tensor("own", fmt.Sprint(rank), "sharded", fmt.Sprint("own", rank))).ok(t)
+	}
+	require.Equal(t, []api.Difference{{Index: at, What: "tensors", Ranks: []uint64{2}, Tensors: []string{"r0c0/weight"}}}, fence())
+	require.Empty(t, fence(), "said once")
+	require.Equal(t, uint64(1), j.log.Node(3).State().Round.Tally(2).Attesting)
+
+	var d api.Divergences
+	require.NoError(t, j.admins(1)["socket"].Get(j.ctx(), "/v1/divergences", &d))
+	require.Equal(t, []api.VerdictCount{{Rank: 2, Count: 1}}, d.Devices)
+	var ranks api.Ranks
+	require.NoError(t, j.admins(0)["admin door"].Get(j.ctx(), "/v1/ranks", &ranks))
+	require.Equal(t, uint64(1), ranks.Ranks[2].Attesting)
+
+	// A shard of its own kind, a tensor that one rank does not have, and a value
+	// of two against two: the lowest rank's counts.
+	for rank, tr := range all {
+		list := []api.AttestedTensor{tensor("flat", fmt.Sprint(rank), "sharded", fmt.Sprint("half", rank/2)), tensor("w", fmt.Sprint(rank%2))}
+		if rank == 3 {
+			list = append(list, tensor("more", "f"))
+		}
+		tr.attests(list...).ok(t)
+	}
+	found := fence()
+	require.Len(t, found, 4)
+	seen := map[string]string{}
+	for _, f := range found {
+		seen[fmt.Sprint(f.Shard, f.Ranks)] = fmt.Sprint(f.Tensors)
+	}
+	require.Equal(t, map[string]string{"[1]": "[w]", "[3]": "[more w]", "half0[1]": "[flat]", "half1[3]": "[flat]"}, seen)
+}
+
+func TestAttestationsThatCannotBeTaken(t *testing.T) {
+	j := newJob(t, 2)
+	all := j.trainers()
+	tr := all[1]
+	require.Contains(t, tr.post("/v1/attest", members{"session": tr.req.Incarnation, "index": 99}).refused(t, events.CodeInvalidInput).Detail, "last fence")
+	require.Contains(t, tr.attests(tensor("a", "0"), tensor("a", "1")).refused(t, events.CodeInvalidInput).Detail, "twice")
+	tr.attests(tensor("a", "x")).refused(t, events.CodeInvalidInput)
+	tr.attests(tensor("", "0")).refused(t, events.CodeInvalidInput)
+	tr.attests(tensor("a", "0", "sharded")).refused(t, events.CodeInvalidInput)
+	tr.attests(tensor("a", "0", "local", "x")).refused(t, events.CodeInvalidInput)
+	tr.attests(tensor("a", "0", "strange")).refused(t, events.CodeInvalidInput)
+	o := newJob(t, 1)
+	o.trainers(inMode(events.ModeObserve))[0].attests().refused(t, events.CodeNotAuthority)
+}
+
+// The arena's own parameters are attested without being named.
+func TestTheArenaIsAttested(t *testing.T) {
+	j := newJob(t, 2, onHost(100))
+	j.log.Record()
+	all := j.trainers(arena)
+	for epoch := range int64(3) {
+		for _, tr := range all {
+			if epoch == 0 {
+				tr.germinate("r0c0").ok(t)
+			}
+			require.Empty(t, tr.step(epoch).fence(t).Differs)
+		}
+		for _, tr := range all {
+			tr.attests(tensor("host", "0")).ok(t)
+		}
+	}
+	require.Contains(t, all[0].attests(tensor("r0c0/weight", "0")).refused(t, events.CodeInvalidInput).Detail, "twice")
+	var last *events.Attested
+	for _, ev := range j.log.Node(0).Reports() {
+		if ev.Attested != nil {
+			last = ev.Attested
+		}
+	}
+	require.NotNil(t, last)
+	require.Equal(t, uint64(2), last.Ranks)
+	require.Empty(t, last.Missing)
+}

@@ -1,0 +1,81 @@
+package door
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/gpuexec/element"
+)
+
+func handed(rank uint64, prints map[string]byte) *attested {
+	a := &attested{Rank: rank, tensors: map[string][]tensorPrint{}}
+	for name, b := range prints {
+		shard, name, _ := strings.Cut(name, ":")
+		a.tensors[shard] = append(a.tensors[shard], tensorPrint{name, element.Fingerprint{b}})
+	}
+	if p := a.sum(); p != nil {
+		panic(p)
+	}
+	return a
+}
+
+// One entry of a world of 1,000 ranks stays below 64 KB, whoever differs.
+func TestAnAttestationOfManyRanksIsSmall(t *testing.T) {
+	const world = 1000
+	for name, print := range map[string]func(rank int) map[string]byte{
+		"all the same":       func(int) map[string]byte { return map[string]byte{":w": 1} },
+		"one differs":        func(r int) map[string]byte { return map[string]byte{":w": byte(r / 999)} },
+		"each its own shard": func(r int) map[string]byte { return map[string]byte{fmt.Sprint("shard", r, ":w"): byte(r)} },
+		"all differ":         func(r int) map[string]byte { return map[string]byte{":w": byte(r), ":v": byte(r >> 8)} },
+	} {
+		by := map[uint64]*attested{}
+		for r := range uint64(world) {
+			if r != 7 {
+				by[r] = handed(r, print(int(r)))
+			}
+		}
+		list := compareAttested(attestedAt{1, "main", 1, 9}, world, by)
+		require.LessOrEqual(t, len(list), 2, name)
+		left := differShown
+		e := &events.Entry{Version: events.Version, Kind: events.KindReport}
+		for i := range list {
+			for k := range list[i].Others {
+				for ; left > 0; left-- {
+					list[i].Others[k].Tensors = append(list[i].Others[k].Tensors, strings.Repeat("x", 64+1+256))
+				}
+			}
+			e.Events = append(e.Events, events.Event{Attested: &list[i]})
+		}
+		b, err := events.Encode(e)
+		require.NoError(t, err)
+		require.Less(t, len(b), 64<<10, name)
+		root := list[len(list)-1]
+		require.Equal(t, []uint64{7}, root.Missing)
+		switch name {
+		case "one differs":
+			require.Equal(t, []uint64{999}, list[0].Others[0].Ranks)
+			require.Equal(t, uint64(998), root.Ranks)
+		case "all differ":
+			require.Len(t, list[0].Others, world-2)
+		default:
+			require.Len(t, list, 1)
+			require.Equal(t, uint64(999), root.Ranks)
+		}
+	}
+}
+
+func TestDiffering(t *testing.T) {
+	list := func(text string) (out []tensorPrint) {
+		for _, w := range strings.Fields(text) {
+			out = append(out, tensorPrint{w[:1], element.Fingerprint{w[1]}})
+		}
+		return out
+	}
+	require.Equal(t, []string{"a", "c", "d", "e"}, differing(list("a1 b1 c1 d1"), list("b1 c2 e1")))
+	require.Empty(t, differing(list("a1"), list("a1")))
+	require.Equal(t, []string{"a"}, differing(nil, list("a1")))
+}
