@@ -116,6 +116,63 @@ type FailedRequest struct {
 	Reason string `json:"reason,omitempty" doc:"for the log, up to 1,024 bytes"`
 }
 
+// AttachRequest is the body of POST /v1/slots/{slot}/attach, which is no numbered
+// call: what the module is made of that is to be bound to the slot's seed.
+type AttachRequest struct {
+	Session string          `json:"session" doc:"as POST /v1/session returned it"`
+	Model   string          `json:"model,omitempty" default:"main"`
+	Tensors []events.Tensor `json:"tensors" maxItems:"10000" doc:"name, shape and dtype of every parameter, in order"`
+}
+
+// LoadedRequest is the body of POST /v1/slots/{slot}/loaded: the contents of a
+// seed whose memory was lost are there again.
+type LoadedRequest struct {
+	Session string `json:"session" doc:"as POST /v1/session returned it"`
+	Model   string `json:"model,omitempty" default:"main"`
+}
+
+// View answers AttachRequest: where a seed lies in the arena. Offsets are in
+// bytes.
+type View struct {
+	Slot      string       `json:"slot"`
+	Seed      uint64       `json:"seed"`
+	Blueprint string       `json:"blueprint"`
+	Tensors   []ViewTensor `json:"tensors"`
+	Entry     uint64       `json:"entry" doc:"of the slot's entry in the table: offset, elements (8 bytes each), alpha (float32), flags (4), generation (8)"`
+	Lost      bool         `json:"lost,omitempty" doc:"the contents have to be loaded again (arena-lost)"`
+	Trainable bool         `json:"trainable" doc:"its parameters learn"`
+}
+
+// ViewTensor is one parameter in the arena.
+type ViewTensor struct {
+	Name      string   `json:"name"`
+	DType     string   `json:"dtype"`
+	Shape     []uint64 `json:"shape"`
+	Elements  uint64   `json:"elements"`
+	Parameter uint64   `json:"parameter"`
+	Gradient  uint64   `json:"gradient"`
+	Master    *uint64  `json:"master,omitempty" doc:"of the float32 copy, where one is declared"`
+}
+
+// ArenaRequest is the body of POST /v1/arena, on which the connection changes to
+// the arena's protocol (Upgrade: esperd-arena).
+type ArenaRequest struct {
+	Session string `json:"session"`
+	Model   string `json:"model,omitempty"`
+
+	// Tensors of a memfd that is sent next, to be fingerprinted. Absent: the arena
+	// is handed over.
+	Tensors []HostTensor `json:"tensors,omitempty"`
+}
+
+// HostTensor is a tensor in a file that is handed over.
+type HostTensor struct {
+	DType  string   `json:"dtype"`
+	Shape  []uint64 `json:"shape"`
+	Offset uint64   `json:"offset"` // bytes
+	Bytes  uint64   `json:"bytes"`
+}
+
 // AttestRequest is the body of POST /v1/attest, which is no numbered call: what
 // the trainer's tensors are at its last fence. Ranks with equal shards are
 // compared; who differs is said by a later fence.

@@ -258,8 +258,8 @@ func TestTheDocumentNamesEveryPath(t *testing.T) {
 	}
 	require.Equal(t, "3.1.0", doc.OpenAPI)
 	want := map[string]string{"/v1/session": "post", "/v1/fence": "post", "/v1/epochs/{epoch}/step": "post", "/v1/reset": "post",
-		"/v1/resume": "post", "/v1/checkpoint": "post", "/v1/requests": "post", "/v1/busy": "post", "/v1/attest": "post", "/v1/close": "post"}
-	for _, op := range []string{"germinate", "observe", "advance", "verdict", "prune", "schedule_prune", "alpha_target", "ready", "failed"} {
+		"/v1/resume": "post", "/v1/checkpoint": "post", "/v1/requests": "post", "/v1/busy": "post", "/v1/attest": "post", "/v1/arena": "post", "/v1/close": "post"}
+	for _, op := range []string{"germinate", "observe", "advance", "verdict", "prune", "schedule_prune", "alpha_target", "ready", "failed", "attach", "loaded"} {
 		want["/v1/slots/{slot}/"+op] = "post"
 	}
 	for _, path := range []string{"/v1/state", "/v1/slots", "/v1/slots/{slot}", "/v1/ranks", "/v1/arrivals", "/v1/events",

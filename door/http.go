@@ -53,6 +53,9 @@ func (s *Server) newMux() *http.ServeMux {
 	}
 	plain("/metrics", "Metrics in Prometheus' text format", "text/plain")
 	plain("/openapi.json", "This document", "application/openapi+json")
+	a.OpenAPI().AddOperation(&huma.Operation{Method: http.MethodPost, Path: arenaPath, OperationID: "arena", Tags: []string{"trainer"},
+		Summary:   "Take the arena, or have tensors fingerprinted: the connection changes to a protocol that carries file descriptors (Upgrade: esperd-arena)",
+		Responses: map[string]*huma.Response{"101": {Description: "Switching Protocols"}}})
 	mux.Handle("GET /metrics", s.metrics.handler())
 	document := sync.OnceValues(func() ([]byte, error) { return json.Marshal(a.OpenAPI()) })
 	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
@@ -100,6 +103,10 @@ func (s *Server) trainerHandler(mux http.Handler) http.Handler {
 		if p, ok := r.Context().Value(strangerKey{}).(*api.Problem); ok {
 			w.Header().Set("Connection", "close")
 			writeProblem(w, p)
+			return
+		}
+		if r.Method == http.MethodPost && r.URL.Path == arenaPath {
+			s.serveArena(w, r)
 			return
 		}
 		served.ServeHTTP(w, r)

@@ -66,6 +66,7 @@ func (s *Server) trainerDoor(a huma.API) {
 	s.unnumberedCalls(a)
 	s.voteCalls(a)
 	s.attestCall(a)
+	s.arenaCalls(a)
 	slotCall[api.GerminateRequest, api.Done](s, a, events.OpGerminate, "Put a new seed into an empty slot", germinate)
 	slotCall[api.AdvanceRequest, api.Decision](s, a, events.OpAdvance, "Ask the gate of the next stage, and enter it if it passes", advance)
 	slotCall[api.VerdictRequest, api.Decision](s, a, events.OpVerdict, "Bring the trainer's own gate result; rank 0's decides", verdict)

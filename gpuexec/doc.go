@@ -18,6 +18,7 @@
 //	layout.go     where parameters, gradients and master copies lie
 //	report.go     what a fence did: votes, what is lost, spans
 //	executor.go   the Executor: fences, attaching, views
+//	file.go       fingerprints of a trainer's own tensors
 //	run.go        its commands on a device, and fingerprints
 //	backing.go    memory behind the ranges that are held
 //	slotset.go    sets of slots

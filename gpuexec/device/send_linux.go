@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -122,4 +123,23 @@ func receiveRights(c *net.UnixConn, want int) (fds []int, err error) {
 		return fds, fmt.Errorf("expected %d, got %d", want, len(fds))
 	}
 	return fds, nil
+}
+
+// ReceiveFile takes one regular file, such as a memfd: a byte with its
+// descriptor. It is the caller's, to close.
+func ReceiveFile(c *net.UnixConn) (*os.File, error) {
+	fds, err := receiveRights(c, 1)
+	if err == nil {
+		var st unix.Stat_t
+		if err = unix.Fstat(fds[0], &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+			err = errors.New("expected a file with contents, such as a memfd")
+		}
+	}
+	if err != nil {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+		return nil, fmt.Errorf("take a file: %w", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "tensors"), nil
 }
