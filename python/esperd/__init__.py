@@ -26,6 +26,7 @@ from esperd._mark import Mark, OfferedMark
 from esperd._unnumbered import Busy
 from esperd.client import Client, connect
 from esperd.errors import (
+    ArenaLost,
     ConfigMismatch,
     DecisionTimeout,
     Diverged,
@@ -39,9 +40,12 @@ from esperd.errors import (
 )
 from esperd.evidence import Fault, Key, LastCall
 from esperd.values import (
+    Blueprint,
     Change,
+    Command,
     Controller,
     Decision,
+    Difference,
     Done,
     Fence,
     Gates,
@@ -50,19 +54,24 @@ from esperd.values import (
     Session,
     Slot,
     SlotConfig,
+    Tensor,
     Verdict,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArenaLost",
+    "Blueprint",
     "Busy",
     "Change",
+    "Command",
     "Client",
     "ConfigMismatch",
     "Controller",
     "Decision",
     "DecisionTimeout",
+    "Difference",
     "Diverged",
     "Done",
     "EsperdError",
@@ -84,6 +93,7 @@ __all__ = [
     "Session",
     "Slot",
     "SlotConfig",
+    "Tensor",
     "Unavailable",
     "Verdict",
     "connect",

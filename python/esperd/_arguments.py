@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from esperd._trainer import OBSERVE
 from esperd.errors import Refused
-from esperd.values import Gates, Outcome, SlotConfig
+from esperd.values import Blueprint, Gates, Outcome, SlotConfig, Tensor
 
 SlotsArgument = Union[Sequence[str], Mapping[str, Optional[SlotConfig]]]
 GatesArgument = Union[Gates, Mapping[str, Any]]
@@ -163,7 +163,26 @@ def _slot(name: str, config: Optional[SlotConfig]) -> _Json:
     if config.auto_forward is not None:
         out["auto_forward"] = _names("auto_forward", config.auto_forward)
     if config.blueprints:
-        out["blueprints"] = [{"name": b} for b in _names("blueprints", config.blueprints)]
+        if isinstance(config.blueprints, str):
+            _names("blueprints", config.blueprints)
+        out["blueprints"] = [_blueprint(b) for b in config.blueprints]
+    return out
+
+
+def _blueprint(b: Union[str, Blueprint]) -> _Json:
+    if not isinstance(b, Blueprint):
+        return {"name": text("blueprints", b)}
+    return {"name": text("blueprint", b.name), "tensors": [_tensor(t) for t in b.tensors]}
+
+
+def _tensor(t: Tensor) -> _Json:
+    out: _Json = {"name": text("tensor", t.name), "dtype": text("dtype", t.dtype), "shape": [whole("shape", n) for n in t.shape]}
+    if t.uniform is not None:
+        out["init"] = {"rule": "uniform", "value": fraction("uniform", t.uniform)}
+    elif t.constant:
+        out["init"] = {"rule": "constant", "value": fraction("constant", t.constant)}
+    if t.master:
+        out["master"] = True
     return out
 
 

@@ -24,6 +24,7 @@ class Trainer:
         away_timeout_s: how long esperd may be away before a call gives up.
         answer_timeout_s: how long a call waits without a sign of life.
         pid: of the process that connected.
+        arena: the seeds' memory is esperd's.
         residency: seeds wait for the votes of all ranks.
     """
 
@@ -39,6 +40,7 @@ class Trainer:
     mode: str = KEYED
     ordering: str = STRICT
     residency: bool = False
+    arena: bool = False
 
     @property
     def observes(self) -> bool:
@@ -66,6 +68,8 @@ class Trainer:
         }
         if self.residency:
             r["residency"] = True
+        if self.arena:
+            r["arena"] = True
         if self.run_id:
             r["run_id"] = self.run_id
         if self.fingerprint:

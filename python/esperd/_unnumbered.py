@@ -77,6 +77,10 @@ class Unnumbered:
         if not self._trainer.observes:  # where nobody waits for it
             self._ask(path, {"session": self._trainer.incarnation, "model": self._model, **arguments}, lambda d: None)
 
+    def ask(self, path: str, arguments: _Json) -> _Json:
+        """Make a call of the arena's."""
+        return self._ask(path, {"session": self._trainer.incarnation, "model": self._model, **arguments}, lambda d: d)
+
     def busy(self, reason: str, seconds: Union[float, str]) -> None:
         self._ask("/v1/busy", self._busy(reason, seconds), lambda d: None)
 

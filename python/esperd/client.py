@@ -17,9 +17,10 @@ import logging
 import os
 import secrets
 from types import TracebackType
-from typing import Any, Dict, Optional, Sequence, SupportsFloat, SupportsIndex, Tuple, Type, Union
+from typing import Any, Dict, Mapping, Optional, Sequence, SupportsFloat, SupportsIndex, Tuple, Type, Union
 
 from esperd import _launch
+from esperd._arena import Arena
 from esperd._arguments import GatesArgument, OutcomesArgument, SlotsArgument, configuration_of, fraction, name_of, octets, one_of, outcomes_of, slot_path, text, whole
 from esperd._calls import RESET, RESUME, Calls
 from esperd._ending import failure_of
@@ -54,6 +55,7 @@ def connect(
     ordering: str = STRICT,
     resume: Optional[bytes] = None,
     residency: bool = False,
+    arena: bool = False,
     on_fatal: Optional[OnFatal] = None,
     run_id: Optional[str] = None,
     fingerprint: Optional[str] = None,
@@ -92,6 +94,10 @@ def connect(
             waits until every rank has said that it has room for it, by
             :meth:`Client.ready`; it may train from the fence after the one by
             which the last of them did.
+        arena: the parameters of seeds whose blueprints the slots list as
+            :class:`Blueprint` lie in memory that esperd lays out and initialises,
+            the same bits on every rank; modules are bound to it by
+            :meth:`Client.attach`. esperd then votes on the room by itself.
         on_fatal: called with a :class:`RoundFaulted`, in a thread of its own, as
             soon as the round is over because the ranks did not make the same
             calls, or because a rank's trainer is gone or its replica differs
@@ -139,6 +145,7 @@ def connect(
         mode=mode,
         ordering=ordering,
         residency=bool(residency),
+        arena=bool(arena),
     )
     family = Family(trainer, Client)
     client = family.open(MAIN, configuration_of(slots, gates, auto_forward), mark=mark or b"")
@@ -189,6 +196,7 @@ class Client(SlotCalls):
         super().__init__(calls, family.trainer.mode)
         self._family = family
         self._name = model
+        self._arena: Optional[Arena] = None
 
     @property
     def name(self) -> str:
@@ -392,6 +400,68 @@ class Client(SlotCalls):
         kept = text("reason", reason).encode("utf-8", "replace")[:_REASON_BYTES_MAX].decode("utf-8", "ignore")
         self._vote(slot, "failed", {"reason": kept}, seed)
 
+    def attach(self, module: Any, *, slot: str, contents: str = "arena") -> None:
+        """Bind a module's parameters and gradients to the slot's seed in the arena,
+        in place: plain torch optimizers and DDP go on working, and ``state_dict``
+        saves and loads them.
+
+        At every fence and every :meth:`reduce` it is checked that they still lie
+        there. What has only moved (``zero_grad(set_to_none=True)``, a memory
+        format) is brought back; what was changed raises.
+
+        Args:
+            contents: ``"arena"``: the module takes what is in the arena, at first
+                the log's initial bits. ``"module"``: the arena takes what is in
+                the module, as after loading a checkpoint.
+
+        Raises:
+            ConfigMismatch: the module's parameters are not the log's blueprint, or
+                there is no arena.
+            ArenaLost: the contents are lost, and have to be loaded first.
+            Refused: DTensor, or FSDP's flat parameters.
+        """
+        self._memory().attach(module, text("slot", slot), one_of("contents", contents, ("arena", "module")))
+
+    def loaded(self, slot: str) -> None:
+        """Say that the contents of a lost seed are in its module, which is bound."""
+        self._memory().loaded(text("slot", slot))
+
+    def reduce(self, group: Any = None) -> None:
+        """Average the gradients of all seeds that learn over the ranks: one
+        all-reduce of torch.distributed for each element type."""
+        self._memory().reduce(group)
+
+    def alpha(self, slot: str) -> Any:
+        """Return a tensor over the slot's alpha in the arena's table. It changes
+        with each fence, by itself."""
+        return self._memory().alpha(text("slot", slot))
+
+    def forget(self, optimizer: Any, slot: str) -> None:
+        """Drop an optimizer's state of the seed that was pruned in a slot last."""
+        self._memory().forget(optimizer, text("slot", slot))
+
+    def attest(self, tensors: Optional[Mapping[str, Any]] = None, shard: Optional[str] = None, kind: str = "replicated", *, more: bool = False) -> None:
+        """Have tensors compared with those of the ranks that hold the same, as
+        they are at this rank's last fence; call it right after one, on every
+        rank. What differs is said by :attr:`Fence.differs` of the next fence.
+        What is bound in the arena is compared without being named.
+
+        Args:
+            tensors: by name, the same on all ranks.
+            shard: of kind sharded: which one.
+            kind: ``"replicated"``: all ranks hold the same. ``"sharded"``: those
+                with the same shard do. ``"local"``: nothing is compared.
+            more: there are others of this fence; the last call sends them all.
+        """
+        if self._mode != OBSERVE:
+            self._memory().attest(tensors or {}, shard, kind, more)
+
+    def _memory(self) -> Arena:
+        self._family.trainer.check_process()
+        if self._arena is None:
+            self._arena = Arena(self._family.trainer, self._name, self._calls.unnumbered, self._calls.slot_names)
+        return self._arena
+
     def busy(self, reason: str, seconds: SupportsFloat) -> Busy:
         """Say that this rank makes no call for a while, so that the others wait
         for it without giving up::
@@ -451,4 +521,9 @@ class Client(SlotCalls):
         arguments.update(outcomes_of(what, outcomes, self._mode, needed=not begins))
         if isinstance(self._calls, Observed):
             return self._calls.tell_fence(path, arguments, epoch, begins)
-        return self._calls.call(path, arguments, Fence.of, fences=True, begins=begins)
+        if self._arena is not None:
+            self._arena.check()
+        fence = self._calls.call(path, arguments, Fence.of, fences=True, begins=begins)
+        if fence.arena is not None:
+            fence.__dict__["lost"] = self._memory().fenced(fence, fence.arena)
+        return fence

@@ -139,6 +139,12 @@ class ConfigMismatch(EsperdError):
     code = "config-mismatch"
 
 
+class ArenaLost(EsperdError):
+    """The contents of a seed in the arena are gone, and have to be loaded."""
+
+    code = "arena-lost"
+
+
 class MarkMismatch(EsperdError):
     """The model does not go back to a mark, and nothing was changed.
 

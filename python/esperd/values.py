@@ -16,7 +16,7 @@ alphas from 0 to 1, ramps in ticks (one each epoch step).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple, Type, TypeVar
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple, Type, TypeVar, Union
 
 __all__ = [
     "Change",
@@ -79,6 +79,35 @@ class Gates:
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """One parameter of a blueprint, as the arena initialises it: by equal bits on
+    every rank.
+
+    Attributes:
+        dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+        uniform: it begins uniform between -uniform and uniform. None: see constant.
+        constant: or with this value everywhere.
+        master: a float32 copy is kept beside it.
+    """
+
+    name: str
+    shape: Tuple[int, ...]
+    dtype: str = "float32"
+    uniform: Optional[float] = None
+    constant: float = 0.0
+    master: bool = False
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A blueprint whose parameters esperd lays out, in the order of the module's
+    ``named_parameters()``."""
+
+    name: str
+    tensors: Tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
 class SlotConfig:
     """Settings of one slot that are not the model's.
 
@@ -86,12 +115,13 @@ class SlotConfig:
         gates: None: the model's.
         auto_forward: gates that an epoch step tries by itself, such as
             ``("G1", "G3")``. None: the model's.
-        blueprints: names that the slot accepts. Empty: any.
+        blueprints: names that the slot accepts, or, for those that are to lie in
+            the arena, :class:`Blueprint`. Empty: any.
     """
 
     gates: Optional[Gates] = None
     auto_forward: Optional[Tuple[str, ...]] = None
-    blueprints: Tuple[str, ...] = ()
+    blueprints: Tuple[Union[str, Blueprint], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -370,6 +400,48 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Command:
+    """What a fence asks of a seed's memory.
+
+    Attributes:
+        op: reserve, initialise, activate, set_alpha, thaw, freeze, deactivate,
+            zero or release.
+        alpha: of set_alpha.
+    """
+
+    op: str
+    slot: str
+    seed: int
+    blueprint: str
+    alpha: float = 0.0
+
+    @classmethod
+    def of(cls, d: _Json) -> Command:
+        return cls(d["op"], d["slot"], d["seed"], d["blueprint"], d.get("alpha", 0.0))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What some ranks' devices hold that is not what most do, by what was attested.
+
+    Attributes:
+        index: of the fence at which they held it.
+        what: ``"tensors"``, or ``"active"``: the active set itself.
+        tensors: those that differ; in the arena they are slot/tensor.
+    """
+
+    index: int
+    what: str
+    ranks: Tuple[int, ...]
+    tensors: Tuple[str, ...] = ()
+    shard: str = ""
+
+    @classmethod
+    def of(cls, d: _Json) -> Difference:
+        return cls(d["index"], d["what"], tuple(d["ranks"]), tuple(d.get("tensors", ())), d.get("shard", ""))
+
+
+@dataclass(frozen=True)
 class Fence:
     """The answer to an epoch step, a fence, a reset or a resume, the same on
     every rank.
@@ -384,18 +456,32 @@ class Fence:
             than at the last fence, in slot order. To be applied now, between
             two optimizer steps.
         slots: every slot at this fence, by name, in slot order.
+        plan: what the changes mean for the seeds' memory, in the order in which
+            to do it.
+        active_set: digest of what is active, 64 hexadecimal digits.
+        differs: what was found since the last fence by :meth:`Client.attest`.
+        lost: on this rank, slots whose contents in the arena have to be loaded.
     """
 
     epoch: int
     index: int
     changes: Tuple[Change, ...]
     slots: Mapping[str, Slot] = field(repr=False)
+    plan: Tuple[Command, ...] = field(default=(), compare=False)
+    active_set: str = field(default="", repr=False)
+    differs: Tuple[Difference, ...] = ()
+    lost: Tuple[str, ...] = ()
+    arena: Optional[_Json] = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, d: _Json) -> Fence:
         # A Slot for each of hundreds takes longer than the fence, and few trainers look at them.
         changes, slots = tuple([Change.of(c) for c in d["changes"]]), d["slots"]
-        return _made(cls, epoch=d["epoch"], index=d["index"], changes=changes, _unread=slots)
+        f = _made(cls, epoch=d["epoch"], index=d["index"], changes=changes, active_set=d.get("active_set", ""), arena=d.get("arena"), _unread=slots)
+        for name, kind in _FENCE_LISTS:
+            if name in d:  # seldom
+                f.__dict__[name] = tuple(kind.of(x) for x in d[name])
+        return f
 
     if not TYPE_CHECKING:  # else every name would pass
 
@@ -411,6 +497,9 @@ class Fence:
 
                 raise EsperdError(f"entry {self.index} came with slots that this client does not understand: {type(error).__name__}: {error}") from error
             return slots
+
+
+_FENCE_LISTS: Tuple[Tuple[str, Any], ...] = (("plan", Command), ("differs", Difference))
 
 
 @dataclass(frozen=True)

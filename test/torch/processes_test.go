@@ -167,6 +167,9 @@ type line struct {
 	About    string  `json:"about"` // the slot that a verdict was made for
 	Message  string  `json:"message"`
 
+	Ranks   []int    `json:"ranks"`
+	Tensors []string `json:"tensors"`
+
 	Digest string `json:"digest"`
 	Host   string `json:"host"`
 	Seed   string `json:"seed"`
