@@ -4,6 +4,7 @@
 //
 //	torch_test.go      the failures: BUG-030, JANK-003, B2-CR-03, B2-DRL-05, skew,
 //	                   and seeds that DDP does not know
+//	arena_test.go      seeds in esperd's arena, and what differs is named
 //	digits_test.go     the example, examples/ddp_digits.py
 //	kills_*_test.go    the example, killed and started again
 //	python_test.go     the Python client's own tests
