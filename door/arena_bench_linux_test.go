@@ -1,0 +1,59 @@
+package door_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/esperd/esperd/api"
+	"github.com/esperd/esperd/gpuexec/device"
+)
+
+// BenchmarkVisible is from a trainer's call of a fence that changes one alpha to
+// when the trainer sees the change in its own mapping of the arena: the whole
+// call over the socket, into a log in memory, with so many living seeds.
+func BenchmarkVisible(b *testing.B) {
+	for _, live := range []int{10, 1000} {
+		b.Run(fmt.Sprintf("live=%d", live), func(b *testing.B) {
+			j := newJob(b, 1, onHost(1<<30))
+			tr := j.trainers(arena, func(r *api.SessionRequest) {
+				conv := r.Slots[0].Blueprints
+				r.Slots, r.Residency = nil, false
+				for i := range live {
+					r.Slots = append(r.Slots, api.SlotRequest{Name: fmt.Sprint("s", i), Blueprints: conv})
+				}
+			})[0]
+			for i := range live {
+				tr.germinate(fmt.Sprint("s", i), members{"tempo": 1 << 20, "blend": "linear"}).ok(b)
+				tr.advance(fmt.Sprint("s", i)).ok(b)
+			}
+			tr.step(0, measured("s0", health(0.9))).ok(b)
+			require.True(b, tr.advance("s0").decision(b).Passed)
+			tr.step(1).ok(b)
+			conn, _ := tr.upgrade(members{"session": tr.req.Incarnation})
+			o, err := device.Receive(conn)
+			require.NoError(b, err)
+			mem, err := unix.Mmap(o.Chunks[0].FD, 0, int(o.Size), unix.PROT_READ, unix.MAP_SHARED)
+			require.NoError(b, err)
+			for _, c := range o.Chunks {
+				unix.Close(c.FD)
+			}
+			defer func() { require.NoError(b, unix.Munmap(mem)) }()
+			view := decodeAs[api.View](b, tr.attaches("s0", weight).ok(b).body)
+			seen := func() float32 { return math.Float32frombits(binary.LittleEndian.Uint32(mem[view.Entry+16:])) }
+			epoch, before := int64(2), seen()
+			for b.Loop() {
+				a := tr.step(epoch)
+				now := seen()
+				if epoch++; a.status != 200 || now <= before {
+					b.Fatalf("alpha %v after %v: %.300s", now, before, a.body)
+				}
+				before = now
+			}
+		})
+	}
+}
