@@ -17,11 +17,10 @@ import logging
 import os
 import secrets
 from types import TracebackType
-from typing import Any, Dict, Mapping, Optional, Sequence, SupportsFloat, SupportsIndex, Tuple, Type, Union
+from typing import Any, Dict, Optional, Sequence, SupportsFloat, SupportsIndex, Tuple, Type, Union
 
 from esperd import _launch
-from esperd._arena import Arena
-from esperd._arguments import GatesArgument, OutcomesArgument, SlotsArgument, configuration_of, fraction, name_of, octets, one_of, outcomes_of, slot_path, text, whole
+from esperd._arguments import GatesArgument, OutcomesArgument, SlotsArgument, configuration_of, fraction, name_of, octets, one_of, outcomes_of, text, whole
 from esperd._calls import RESET, RESUME, Calls
 from esperd._ending import failure_of
 from esperd._family import MAIN, Family
@@ -29,6 +28,7 @@ from esperd._faults import OnFatal, watch
 from esperd._identity import fingerprint as fingerprint_of
 from esperd._identity import identity, socket_path
 from esperd._mark import Mark
+from esperd._memory_calls import MemoryCalls
 from esperd._observed import Observed
 from esperd._slot_calls import SlotCalls
 from esperd._trainer import KEYED, MODES, OBSERVE, ORDERINGS, STRICT, Trainer
@@ -38,7 +38,6 @@ from esperd.values import Fence, Session, Slot
 __all__ = ["Client", "connect"]
 
 _SLOTS_SHOWN_MAX = 16
-_REASON_BYTES_MAX = 1024
 
 _log = logging.getLogger("esperd")
 
@@ -175,7 +174,7 @@ def _tell_of_before(client: "Client") -> None:
     _log.info("run %s goes on where its log ends: generation %d, %s, %s", session.run_id, session.generation, epoch, what)
 
 
-class Client(SlotCalls):
+class Client(SlotCalls, MemoryCalls):
     """A trainer of one model. :func:`connect` makes the first one.
 
     A call returns the same on every rank: the state at its own place in the
@@ -196,7 +195,6 @@ class Client(SlotCalls):
         super().__init__(calls, family.trainer.mode)
         self._family = family
         self._name = model
-        self._arena: Optional[Arena] = None
 
     @property
     def name(self) -> str:
@@ -371,97 +369,6 @@ class Client(SlotCalls):
             arguments["seed"] = whole("seed", seed)
         return self._calls.guarded(lambda: self._calls.unnumbered.request(arguments), 0)
 
-    def ready(self, slot: str, *, seed: Optional[SupportsIndex] = None) -> None:
-        """Say that this rank has room for the slot's seed: its module is made, on
-        its device.
-
-        With ``connect(residency=True)`` a germinated seed waits for that of every
-        rank. It has no number, may be said twice, and counts from the next fence
-        that finds it in the log. In the mode observe it does nothing.
-
-        Args:
-            seed: germination count of the seed that is meant. None: the one that
-                this rank saw last in the slot.
-
-        Raises:
-            Refused: this rank has seen no seed in the slot yet.
-        """
-        self._vote(slot, "ready", {}, seed)
-
-    def failed(self, slot: str, reason: str = "", *, seed: Optional[SupportsIndex] = None) -> None:
-        """Say that this rank has no room for the slot's seed, as when its device
-        is out of memory: the next fence that finds it in the log prunes the seed
-        on all ranks, with this rank and the reason in the log.
-
-        Args:
-            reason: of which the first 1,024 bytes are kept.
-            seed: as of :meth:`ready`.
-        """
-        kept = text("reason", reason).encode("utf-8", "replace")[:_REASON_BYTES_MAX].decode("utf-8", "ignore")
-        self._vote(slot, "failed", {"reason": kept}, seed)
-
-    def attach(self, module: Any, *, slot: str, contents: str = "arena") -> None:
-        """Bind a module's parameters and gradients to the slot's seed in the arena,
-        in place: plain torch optimizers and DDP go on working, and ``state_dict``
-        saves and loads them.
-
-        At every fence and every :meth:`reduce` it is checked that they still lie
-        there. What has only moved (``zero_grad(set_to_none=True)``, a memory
-        format) is brought back; what was changed raises.
-
-        Args:
-            contents: ``"arena"``: the module takes what is in the arena, at first
-                the log's initial bits. ``"module"``: the arena takes what is in
-                the module, as after loading a checkpoint.
-
-        Raises:
-            ConfigMismatch: the module's parameters are not the log's blueprint, or
-                there is no arena.
-            ArenaLost: the contents are lost, and have to be loaded first.
-            Refused: DTensor, or FSDP's flat parameters.
-        """
-        self._memory().attach(module, text("slot", slot), one_of("contents", contents, ("arena", "module")))
-
-    def loaded(self, slot: str) -> None:
-        """Say that the contents of a lost seed are in its module, which is bound."""
-        self._memory().loaded(text("slot", slot))
-
-    def reduce(self, group: Any = None) -> None:
-        """Average the gradients of all seeds that learn over the ranks: one
-        all-reduce of torch.distributed for each element type."""
-        self._memory().reduce(group)
-
-    def alpha(self, slot: str) -> Any:
-        """Return a tensor over the slot's alpha in the arena's table. It changes
-        with each fence, by itself."""
-        return self._memory().alpha(text("slot", slot))
-
-    def forget(self, optimizer: Any, slot: str) -> None:
-        """Drop an optimizer's state of the seed that was pruned in a slot last."""
-        self._memory().forget(optimizer, text("slot", slot))
-
-    def attest(self, tensors: Optional[Mapping[str, Any]] = None, shard: Optional[str] = None, kind: str = "replicated", *, more: bool = False) -> None:
-        """Have tensors compared with those of the ranks that hold the same, as
-        they are at this rank's last fence; call it right after one, on every
-        rank. What differs is said by :attr:`Fence.differs` of the next fence.
-        What is bound in the arena is compared without being named.
-
-        Args:
-            tensors: by name, the same on all ranks.
-            shard: of kind sharded: which one.
-            kind: ``"replicated"``: all ranks hold the same. ``"sharded"``: those
-                with the same shard do. ``"local"``: nothing is compared.
-            more: there are others of this fence; the last call sends them all.
-        """
-        if self._mode != OBSERVE:
-            self._memory().attest(tensors or {}, shard, kind, more)
-
-    def _memory(self) -> Arena:
-        self._family.trainer.check_process()
-        if self._arena is None:
-            self._arena = Arena(self._family.trainer, self._name, self._calls.unnumbered, self._calls.slot_names)
-        return self._arena
-
     def busy(self, reason: str, seconds: SupportsFloat) -> Busy:
         """Say that this rank makes no call for a while, so that the others wait
         for it without giving up::
@@ -509,12 +416,6 @@ class Client(SlotCalls):
 
     def __reduce__(self) -> Tuple[Any, ...]:
         raise TypeError("an esperd.Client is of the process that connected, and cannot be copied or sent to another one")
-
-    def _vote(self, slot: str, what: str, arguments: Dict[str, Any], seed: Optional[SupportsIndex]) -> None:
-        path = slot_path(slot, what)
-        if seed is not None:
-            arguments["seed"] = whole("seed", seed)
-        self._calls.guarded(lambda: self._calls.unnumbered.vote(path, arguments), None)
 
     def _fence(self, what: str, path: str, arguments: Dict[str, Any], outcomes: Optional[OutcomesArgument], epoch: int) -> Fence:
         begins = what in ("reset", "resume")
