@@ -155,7 +155,10 @@ func (s *Server) settleAttested(ctx context.Context, t *track, op events.Op) {
 		}
 		select {
 		case <-changed:
-		case <-ctx.Done():
+		case <-ctx.Done(): // the log may never have it, as where an older node cannot read it
+			g.mu.Lock()
+			g.found = found(&s.replica.State().Round)
+			g.mu.Unlock()
 			return
 		}
 	}
