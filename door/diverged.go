@@ -71,10 +71,10 @@ func (s *Server) watchDivergence() {
 	}
 }
 
-// attest compares what ranks hold after the same entry. Entries carry digests, so
+// compareStates compares what ranks hold after the same entry. Entries carry digests, so
 // that a difference shows at the next one by itself; this is for the last one. It
 // is no vote: every replica then compares its state with its own history.
-func (s *Server) attest(reports []nodeReport) {
+func (s *Server) compareStates(reports []nodeReport) {
 	byIndex := map[uint64]*nodeReport{}
 	for i := range reports {
 		r := &reports[i]

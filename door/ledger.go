@@ -234,7 +234,7 @@ func (s *Server) gather(ctx context.Context, model string) ([]nodeReport, []api.
 	}
 	slices.SortFunc(reports, func(a, b nodeReport) int { return cmp.Compare(a.Rank.Rank, b.Rank.Rank) })
 	nameMissing(reports)
-	s.attest(reports)
+	s.compareStates(reports)
 	return reports, unreachable
 }
 
