@@ -107,7 +107,7 @@ func setAsideInside(dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("cannot set the contents of %s aside: %w", dir, err)
 	}
-	for _, name := range []string{"raft", "history.db", divergenceFileName, nodeFileName} {
+	for _, name := range []string{"raft", "history.db", divergenceFileName, verifiedFileName, peersFileName, nodeFileName} {
 		if err := os.Rename(filepath.Join(dir, name), filepath.Join(to, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return "", fmt.Errorf("cannot set the contents of %s aside: %w", dir, err)
 		}

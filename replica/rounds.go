@@ -141,7 +141,7 @@ func checkRegistration(r registration, nodes int) error {
 
 // openRound writes the round's entry, unless the round has moved on meanwhile.
 func (n *Node) openRound(ctx context.Context, ranks []registration) error {
-	return n.write(ctx, func(s *fsm.State) (*events.Entry, error) {
+	err := n.write(ctx, func(s *fsm.State) (*events.Entry, error) {
 		ev := &events.RoundOpened{Round: s.Round.Number + 1, Fingerprint: ranks[0].Fingerprint}
 		for _, r := range ranks {
 			if r.Rank < uint64(len(s.Round.Members)) && s.Round.Members[r.Rank].Incarnation == r.Incarnation {
@@ -149,8 +149,11 @@ func (n *Node) openRound(ctx context.Context, ranks []registration) error {
 			}
 			ev.Members = append(ev.Members, events.Member{Rank: r.Rank, Node: r.Node, Incarnation: r.Incarnation, Mode: r.Mode})
 		}
-		n.opened.Store(true)
 		n.log.Info("opening a round", "round", ev.Round, "fingerprint", ev.Fingerprint)
 		return &events.Entry{Kind: events.KindRound, Events: []events.Event{{RoundOpened: ev}}}, nil
 	})
+	if err == nil {
+		n.opened.Store(true)
+	}
+	return err
 }
