@@ -10,6 +10,7 @@ import (
 
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
 )
 
 // Config says what to audit.
@@ -108,8 +109,18 @@ func (a *auditor) verify(ctx context.Context, h *history) {
 		a.replayed = h
 	}
 	if h.state != nil && h.state.Lineage != "" { // what the entries say counts, not what is noted beside them
-		h.about.Run, h.about.Lineage = h.state.Run, h.state.Lineage
+		h.about.Run, h.about.Lineage = h.state.Run, lineageAt(h.state, h.good)
 	}
+}
+
+// lineageAt is that of a log at an entry, of which s is a later state.
+func lineageAt(s *fsm.State, index uint64) string {
+	for _, before := range s.Ancestors {
+		if before.Index >= index {
+			return before.Lineage
+		}
+	}
+	return s.Lineage
 }
 
 // knowNodes learns from the logs which rank a node has.
@@ -150,6 +161,24 @@ func (a *auditor) oneLog() (one, others []*history) {
 			first = append(first, id)
 		}
 		members[id] = append(members[id], h)
+	}
+	for _, id := range slices.Clone(first) { // a log that was recovered holds the one before, up to there
+		i := slices.IndexFunc(members[id], func(h *history) bool { return h.state != nil })
+		if i < 0 {
+			continue
+		}
+		for _, before := range members[id][i].state.Ancestors {
+			old := log{id.run, before.Lineage}
+			if before.Index == 0 || old == id {
+				continue
+			}
+			for _, h := range members[old] {
+				h.left = before.Index
+				members[id] = append(members[id], h)
+			}
+			delete(members, old)
+			first = slices.DeleteFunc(first, func(l log) bool { return l == old })
+		}
 	}
 	slices.SortStableFunc(first, func(x, y log) int { return cmp.Compare(len(members[y]), len(members[x])) })
 	for i, id := range first {

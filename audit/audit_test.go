@@ -1,8 +1,11 @@
 package audit
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -140,6 +143,38 @@ func TestBranchesOfRestarts(t *testing.T) {
 		{Index: 31, Kind: BranchRewound, Run: "run", Lineage: lineage, Model: "main", From: Point{20, marked}, LeftFrom: 21, LeftTo: 30},
 		{Index: 32, Kind: BranchRecovered, Run: "run", Lineage: lineage, From: Point{31, lost}},
 	}, r.Branches)
+}
+
+// What a recovered log has left is compared up to there, and its own end is no
+// difference: an operator compares a directory with its evidence.
+func TestAuditOfARecoveredLog(t *testing.T) {
+	before := func() *testLog {
+		l := newLog(t, 8, "run", 1)
+		l.train(20)
+		return l
+	}
+	old, l := before(), before()
+	at, lineage, chain := uint64(len(l.entries)), l.state.Lineage, events.Digest{}
+	for i, b := range l.entries {
+		chain = events.Chain(chain, uint64(i)+1, b)
+	}
+	old.train(29)
+	l.write(events.Entry{Kind: events.KindRecover, Events: []events.Event{
+		{Recovered: &events.Recovered{Lineage: "new", From: events.Ancestor{Lineage: lineage, Index: at, Chain: chain}}},
+		{NodeJoined: &events.NodeJoined{Node: nodeOf(0), Version: events.Version}}}})
+	evidence := (&replica{entries: old.entries}).write(t, t.TempDir())
+	shorter := (&replica{entries: old.entries[:at-3]}).write(t, t.TempDir())
+	for range 2 { // in any order
+		r := auditOf(t, evidence, (&replica{entries: l.entries}).write(t, t.TempDir()), shorter)
+		require.Equal(t, Consistent, r.Outcome, text(r))
+		require.Equal(t, "new", r.Lineage)
+		require.Contains(t, strings.Join(r.Coverage, "\n"), fmt.Sprintf("its own entries %d to %d are a branch that was left", at+1, at+9))
+		evidence, shorter = shorter, evidence
+	}
+	tampered := slices.Clone(old.entries)
+	tampered[at-5] = slices.Clone(tampered[at-4])
+	r := auditOf(t, (&replica{entries: l.entries}).write(t, t.TempDir()), (&replica{entries: tampered}).write(t, t.TempDir()))
+	require.NotEqual(t, Consistent, r.Outcome, text(r))
 }
 
 func TestBadPlaces(t *testing.T) {

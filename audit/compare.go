@@ -11,8 +11,14 @@ import (
 	"github.com/esperd/esperd/fsm"
 )
 
-// limit is the last entry of a history that is whole.
-func (h *history) limit() uint64 { return h.good }
+// limit is the last entry of a history that is whole, and that the log still has
+// which is compared.
+func (h *history) limit() uint64 {
+	if h.left > 0 {
+		return min(h.good, h.left)
+	}
+	return h.good
+}
 
 // parting is where histories that agreed so far do not any more.
 type parting struct {

@@ -22,6 +22,7 @@ type history struct {
 	sameAs   string     // the place that was replayed in its stead, and holds the same
 	refused  uint64     // entries that every replica refuses
 	faults   []fault    // in the order in which they were found
+	left     uint64     // the last entry before the log went on under another lineage, elsewhere; 0: it did not
 	compared uint64     // the last entry that was compared with another place
 	asked    bool       // of an esperd that is compared without reading its entries
 	digested uint64     // ... and the last entry after which its digests were compared
