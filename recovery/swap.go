@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 
 	"github.com/esperd/esperd/replica"
 )
@@ -39,7 +40,7 @@ func writeNote(dir string, n note) error {
 
 func readNote(dir string) (n note, ok bool, err error) {
 	b, err := os.ReadFile(filepath.Join(dir, noteName))
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) { // what is no directory, whoever opens it says better
 		return n, false, nil
 	}
 	if err == nil {

@@ -49,6 +49,14 @@ func TestAudit(t *testing.T) {
 	w := startWorld(t, 3)
 	l := w.train()
 	l.progress(5)
+	eventually(t, "histories with entries", func() error { // written behind the decisions
+		for _, p := range w.audit(w.dirs()...).Places {
+			if p.Head == 0 {
+				return fmt.Errorf("%s has none yet", p.Place)
+			}
+		}
+		return nil
+	})
 	for range 5 { // while they write
 		r := w.audit(w.dirs()...)
 		require.Equal(t, audit.Consistent, r.Outcome, "%+v", r)

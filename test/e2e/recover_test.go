@@ -177,19 +177,24 @@ func TestRecoverRefused(t *testing.T) {
 	first.finish()
 	w.verify(first)
 	n := w.nodes[2]
-	recovers := func(words ...string) {
+	recovers := func(dir string, words ...string) {
 		t.Helper()
-		says(t, refuses(t, 1, w.dir, "recover", "--yes", "--force", "--secret-file", w.secret, n.dir), words...)
+		says(t, refuses(t, 1, w.dir, "recover", "--yes", "--force", "--secret-file", w.secret, dir), words...)
 	}
-	recovers("the world is healthy", "rank 2", "nothing needs to be recovered")
+	recovers(n.dir, "the world is healthy", "rank 2", "nothing needs to be recovered")
 	n.kill()
-	was := sums(t, n.dir)
-	recovers("nothing was changed", "the world is healthy", "follows a leader", string(w.nodes[0].mustState().Node))
-	says(t, refuses(t, 1, w.dir, "recover", "--yes", n.dir), "does not let this one ask", "--secret-file")
-	door := "http://" + adminOf(t, w.nodes[1])
-	says(t, refuses(t, 1, w.dir, "recover", "--yes", "--force", "--url", door, n.dir), "the world is healthy", door)
-	require.Equal(t, was, sums(t, n.dir))
+	recovers(n.dir, w.nodes[0].dir, "in use", "the world is healthy", "follows a leader") // it lies beside the named one
 
+	alone := filepath.Join(w.dir, "alone") // as on a machine of its own
+	require.NoError(t, os.Rename(n.dir, alone))
+	was := sums(t, alone)
+	recovers(alone, "nothing was changed", "the world is healthy", "follows a leader", string(w.nodes[0].mustState().Node))
+	says(t, refuses(t, 1, w.dir, "recover", "--yes", alone), "does not let this one ask", "--secret-file")
+	door := "http://" + adminOf(t, w.nodes[1])
+	says(t, refuses(t, 1, w.dir, "recover", "--yes", "--force", "--url", door, alone), "the world is healthy", door)
+	require.Equal(t, was, sums(t, alone))
+
+	require.NoError(t, os.Rename(alone, n.dir))
 	n.start()
 	w.settled()
 	w.nodes[0].kill()
@@ -201,20 +206,21 @@ func TestRecoverRefused(t *testing.T) {
 		}
 		return err
 	})
-	recovers(fmt.Sprintf("in use by process %d", n.process.cmd.Process.Pid), "stop it first", "knows no leader")
+	recovers(n.dir, fmt.Sprintf("in use by process %d", n.process.cmd.Process.Pid), "stop it first", "knows no leader")
 	n.kill()
-	says(t, refuses(t, 1, w.dir, "recover", "--yes", n.dir, w.nodes[1].dir), "2 of 3 voters are here", "start their esperds")
+	says(t, refuses(t, 1, w.dir, "recover", "--yes", n.dir), "3 of 3 voters are here", "start their esperds")
 
-	history := filepath.Join(n.dir, "history.db")
+	require.NoError(t, os.Rename(n.dir, alone))
+	history := filepath.Join(alone, "history.db")
 	b, err := os.ReadFile(history)
 	require.NoError(t, err)
 	for i := 2 * os.Getpagesize(); i < len(b); i++ { // all but bbolt's meta pages
 		b[i] = 0xff
 	}
 	require.NoError(t, os.WriteFile(history, b, 0o600))
-	was = sums(t, n.dir)
-	says(t, refuses(t, 1, w.dir, "recover", "--yes", n.dir), "none of the directories can be continued")
-	require.Equal(t, was, sums(t, n.dir))
+	was = sums(t, alone)
+	says(t, refuses(t, 1, w.dir, "recover", "--yes", alone), "none of the directories can be continued")
+	require.Equal(t, was, sums(t, alone))
 	says(t, refuses(t, 1, w.dir, "recover", filepath.Join(w.dir, "nowhere")), "nowhere", "no such file")
 }
 
