@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -25,6 +26,10 @@ const schedules = 2000
 // wentBack and foundedAnew count what the schedules came to: checked resumes, and
 // logs that began with a mark.
 var wentBack, foundedAnew atomic.Int64
+
+// A schedule lives for a fifth of a second, so most of what it leaves is garbage
+// that nobody has to look at.
+func init() { debug.SetGCPercent(800) }
 
 func TestSchedules(t *testing.T) {
 	if seed := os.Getenv("ESPERD_SIM_SEED"); seed != "" {
