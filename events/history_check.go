@@ -299,34 +299,9 @@ func (p page) element(i int) ([]byte, error) {
 	return p.b[at:], nil
 }
 
-// leaf checks that a leaf's keys and values are inside it and its keys ascend,
-// and calls fn for each.
-func (p page) leaf(fn func(flags uint32, value []byte) error) error {
-	var last []byte
-	for i := range p.count {
-		e, err := p.element(i)
-		if err != nil {
-			return err
-		}
-		pos, ksize, vsize := uint64(native.Uint32(e[4:])), uint64(native.Uint32(e[8:])), uint64(native.Uint32(e[12:]))
-		if pos+ksize+vsize > uint64(len(e)) {
-			return fmt.Errorf("element %d is outside", i)
-		}
-		key := e[pos : pos+ksize]
-		if ksize == 0 || i > 0 && bytes.Compare(last, key) >= 0 {
-			return fmt.Errorf("key %d is out of order", i)
-		}
-		last = key
-		if err := fn(native.Uint32(e), e[pos+ksize:pos+ksize+vsize]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // dataLeaf is a leaf of a bucket: it holds no buckets.
 func dataLeaf(p page) error {
-	return p.leaf(func(flags uint32, _ []byte) error {
+	return p.each(func(flags uint32, _, _ []byte) error {
 		if flags != 0 {
 			return errors.New("a bucket where there is none")
 		}
@@ -336,7 +311,7 @@ func dataLeaf(p page) error {
 
 // rootLeaf is a leaf of the bucket of buckets. A small bucket is inside it.
 func (c *checker) rootLeaf(p page) error {
-	return p.leaf(func(flags uint32, value []byte) error {
+	return p.each(func(flags uint32, _, value []byte) error {
 		if flags != bucketEntry || len(value) < bucketHeader {
 			return errors.New("something else than a bucket")
 		}
