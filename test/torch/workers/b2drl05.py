@@ -49,11 +49,13 @@ def with_esperd(rank, world, say):
 
 def own_ends_with_esperd(rank, world, say):
     """Every rank fences when its own loader is exhausted: at other steps, but
-    with the same alpha after the same epoch."""
+    with the same alpha after the same epoch; all end after the same number of
+    epochs, since a rank that has left is not waited for."""
     join(rank, world, timeout_s=30)
+    epochs = STEPS // max(BATCHES)
     with connect() as ep:
         for step in range(STEPS):
             dist.all_reduce(torch.ones(8))
-            if (step + 1) % BATCHES[rank] == 0:
+            if (step + 1) % BATCHES[rank] == 0 and step // BATCHES[rank] < epochs:
                 fence = ep.step_epoch(step // BATCHES[rank])
                 say("fence", epoch=fence.epoch, index=fence.index, alpha=fence.slots["r0c0"].alpha, step=step)
