@@ -1,7 +1,7 @@
 GO       ?= go
 FUZZTIME ?= 30s
 # Schedules of the simulated cluster: of the race run, and of sim-long.
-RACE_SCHEDULES ?= 50
+RACE_SCHEDULES ?= 25
 LONG_SCHEDULES ?= 20000
 # Damaged stores of audit-faults.
 AUDIT_FAULTS ?= 10000
@@ -24,7 +24,7 @@ test: lint ## vet, all tests, and all tests again under the race detector
 	$(MAKE) race
 
 race:
-	ESPERD_SIM_SCHEDULES=$(RACE_SCHEDULES) $(GO) test -count=1 -timeout 30m -race -short ./...
+	ESPERD_SIM_SCHEDULES=$(RACE_SCHEDULES) RAPID_CHECKS=25 $(GO) test -count=1 -timeout 30m -race -short ./...
 
 bench: ## run the benchmarks, compare with etcd and, from Python, with a broadcast; write docs/bench.md
 	$(GO) test -run '^$$' -bench . -benchmem -timeout 1h ./...

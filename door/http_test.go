@@ -55,6 +55,9 @@ func TestBodiesAreReadStrictly(t *testing.T) {
 }
 
 func TestBodiesHaveALimit(t *testing.T) {
+	if testing.Short() {
+		t.Skip("megabytes are slow under the race detector")
+	}
 	j := newJob(t, 1)
 	status, body := j.post(0, "/v1/fence", `{"session":"`+strings.Repeat("x", 8<<20)+`"}`)
 	require.Equal(t, 413, status)
@@ -66,6 +69,9 @@ func TestBodiesHaveALimit(t *testing.T) {
 // A client that reads nothing before it has written everything gets the answer
 // too.
 func TestABodyThatIsFarTooLongIsAnswered(t *testing.T) {
+	if testing.Short() {
+		t.Skip("megabytes are slow under the race detector")
+	}
 	j := newJob(t, 1)
 	c, err := net.Dial("unix", j.socket(0))
 	require.NoError(t, err)
@@ -83,6 +89,9 @@ func TestABodyThatIsFarTooLongIsAnswered(t *testing.T) {
 
 // However many observations a client sends, an entry holds one of each slot.
 func TestObservationsOfABodyAreMerged(t *testing.T) {
+	if testing.Short() {
+		t.Skip("megabytes are slow under the race detector")
+	}
 	j := newJob(t, 1)
 	c := j.connect()[0]
 	_, err := c.Germinate(j.ctx(), "r0c0", conv())

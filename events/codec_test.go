@@ -358,6 +358,9 @@ func TestDecodeRefuses(t *testing.T) {
 // Flip every bit of every golden entry: it is refused, or it is another value
 // with its own one encoding.
 func TestDecodeEveryBit(t *testing.T) {
+	if testing.Short() {
+		t.Skip("nothing runs beside it")
+	}
 	for name, b := range goldenBytes(t) {
 		for at := range len(b) * 8 {
 			b[at/8] ^= 1 << (at % 8)
@@ -389,6 +392,9 @@ func TestEncodeRefusesWhatDecodeDoes(t *testing.T) {
 
 // An epoch of 10,000 slots in one entry is within the limits.
 func TestEncodeTenThousandSlots(t *testing.T) {
+	if testing.Short() {
+		t.Skip("nothing runs beside it")
+	}
 	e := &Entry{Version: 1, Kind: KindCall, Node: "n", Key: &Key{Op: OpStepEpoch}}
 	for i := range 10_000 {
 		for _, ev := range advanceEntry().Events {

@@ -105,6 +105,9 @@ func TestHistoryTruncatedAtEveryPage(t *testing.T) {
 }
 
 func TestHistoryEveryPageGarbled(t *testing.T) {
+	if testing.Short() {
+		t.Skip("nothing runs beside it")
+	}
 	good, log := smallFile(t, 200)
 	page := os.Getpagesize()
 	for at := 0; at < len(good); at += page {

@@ -45,6 +45,7 @@ func (n *node) adminURL() string {
 // dead or ended, read-only ones, exported logs and admin doors are read as they
 // are.
 func TestAudit(t *testing.T) {
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 3)
 	l := w.train()
@@ -100,6 +101,7 @@ func TestAudit(t *testing.T) {
 // TestAuditOfBadTrainers: what a rank's trainer did otherwise than rank 0's is in
 // the log of every rank, and the verdict says what kind it is.
 func TestAuditOfBadTrainers(t *testing.T) {
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 2)
 	conv, norm := api.GerminateRequest{Blueprint: "conv"}, api.GerminateRequest{Blueprint: "norm"}

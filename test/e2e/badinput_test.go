@@ -20,6 +20,7 @@ import (
 // TestBadInput gives esperd what it must not take. Each time it has to say what
 // was expected, what it got and what to do, and to leave everything else alone.
 func TestBadInput(t *testing.T) {
+	plain(t)
 	for name, test := range map[string]func(*testing.T){
 		"calls":             badCalls,
 		"observations":      badObservations,

@@ -34,6 +34,7 @@ func decodeAs[T any](t *testing.T, text string) T {
 // TestCommands looks at a world of three that has trained, as people and as
 // scripts do, then at what is left of it without a quorum.
 func TestCommands(t *testing.T) {
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 3)
 	l := w.train()

@@ -30,9 +30,7 @@ func demo(t *testing.T, args ...string) (status int, r demoReport, stderr string
 
 // TestDemo is what the README begins with.
 func TestDemo(t *testing.T) {
-	if testing.Short() {
-		t.Skip("the other tests are enough for the race detector")
-	}
+	plain(t)
 	t.Parallel()
 	status, r, errs := demo(t)
 	require.Equal(t, 0, status, errs)
@@ -42,9 +40,7 @@ func TestDemo(t *testing.T) {
 // TestDemoFalsified: the demo compares. One alpha that was recorded otherwise
 // is found, on its rank, in its epoch, at its slot.
 func TestDemoFalsified(t *testing.T) {
-	if testing.Short() {
-		t.Skip("the other tests are enough for the race detector")
-	}
+	plain(t)
 	t.Parallel()
 	dir := tempDir(t)
 	require.NoError(t, os.CopyFS(dir, os.DirFS(recording)))

@@ -17,9 +17,7 @@ import (
 // that was acknowledged may be lost, the node has to say what is wrong, and it
 // has to go on by itself when there is space again.
 func TestFullDisk(t *testing.T) {
-	if testing.Short() {
-		t.Skip("the other tests are enough for the race detector")
-	}
+	plain(t)
 	for _, rank := range []int{0, 1} {
 		t.Run(fmt.Sprintf("rank=%d", rank), func(t *testing.T) {
 			w := newWorld(t, 3)

@@ -57,9 +57,7 @@ func (w *world) trains(rounds *[]*load) {
 // TestElastic starts one job again and again: smaller, larger, at other ports,
 // its nodes with other ranks, rank 0 on a node that did not vote or is new.
 func TestElastic(t *testing.T) {
-	if testing.Short() {
-		t.Skip("the other tests are enough for the race detector")
-	}
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 4)
 	a, b, c, d := w.nodes[0], w.nodes[1], w.nodes[2], w.nodes[3]
@@ -169,9 +167,7 @@ func there(log []api.Entry, id events.NodeID) (is bool) {
 // TestElasticOverlap: an esperd of the start before is still there when the job
 // is started again without it, and one of another job asks at the wrong door.
 func TestElasticOverlap(t *testing.T) {
-	if testing.Short() {
-		t.Skip("the other tests are enough for the race detector")
-	}
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 3)
 	var rounds []*load
@@ -205,9 +201,7 @@ func TestElasticOverlap(t *testing.T) {
 // TestElasticFirstMissing: after a move, rank 0 does not come back at first; the
 // others find each other all the same.
 func TestElasticFirstMissing(t *testing.T) {
-	if testing.Short() {
-		t.Skip("the other tests are enough for the race detector")
-	}
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 3)
 	w.terminate()
@@ -243,9 +237,7 @@ func TestElasticFirstMissing(t *testing.T) {
 
 // TestCopied: a data directory is started twice.
 func TestCopied(t *testing.T) {
-	if testing.Short() {
-		t.Skip("the other tests are enough for the race detector")
-	}
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 3)
 	var rounds []*load
@@ -270,6 +262,7 @@ func copyOf(n *node, rank int) string { return filepath.Join(n.w.dir, fmt.Sprint
 
 // TestNoQuorum: what is left of a world says what it is, and whom it lacks.
 func TestNoQuorum(t *testing.T) {
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 3)
 	ports := []string{w.nodes[0].port, w.nodes[1].port}

@@ -18,9 +18,7 @@ import (
 // back as a new node, gets all of the history from the others, and the world
 // goes on when the trainers have connected anew.
 func TestEmptyDisk(t *testing.T) {
-	if testing.Short() {
-		t.Skip("the other tests are enough for the race detector")
-	}
+	plain(t)
 	for _, rank := range []int{2, 0} {
 		t.Run(fmt.Sprintf("rank=%d", rank), func(t *testing.T) {
 			t.Parallel()

@@ -122,6 +122,7 @@ func (w *world) faulted(rank int) *events.RoundFaulted {
 // TestTrainerKilledBeforeItsRound: whether a round opens with a trainer that has
 // just died or not, nobody goes on waiting for it.
 func TestTrainerKilledBeforeItsRound(t *testing.T) {
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 2)
 	first, second, restarted := w.nodes[0].newTrainer(), w.nodes[1].newTrainer(), w.nodes[0].newTrainer()
@@ -152,6 +153,7 @@ func TestTrainerKilledBeforeItsRound(t *testing.T) {
 // TestTrainerKilledObserved: where nobody waits for the trainer, the round goes
 // on without it, and another one is welcome at once.
 func TestTrainerKilledObserved(t *testing.T) {
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 1)
 	n := w.nodes[0]
@@ -169,6 +171,7 @@ func TestTrainerKilledObserved(t *testing.T) {
 // TestExecTrainerFails: under esperd exec the trainer's esperd ends with it, and
 // still says why before it goes.
 func TestExecTrainerFails(t *testing.T) {
+	plain(t)
 	t.Parallel()
 	w := newWorld(t, 3)
 	w.nodes[0].start()
@@ -202,6 +205,7 @@ func TestExecTrainerFails(t *testing.T) {
 // TestTrainerDiesWithoutItsEsperd: who dies while its esperd is down is missed when
 // that is back, and who lives then is watched again.
 func TestTrainerDiesWithoutItsEsperd(t *testing.T) {
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 3)
 	for i, gone := range []func(p *trainerProcess, n *node) (reason string){
@@ -249,6 +253,7 @@ func TestTrainerDiesWithoutItsEsperd(t *testing.T) {
 // TestRank0ConnectsAnew: rank 0 leaves the round in which another rank waits for
 // it, which is told.
 func TestRank0ConnectsAnew(t *testing.T) {
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 2)
 	trainers := []*trainerProcess{w.nodes[0].newTrainer(), w.nodes[1].newTrainer()}

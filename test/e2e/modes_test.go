@@ -205,6 +205,7 @@ func (w *world) awaitWait(rank int, what string) {
 // belong to its calls, also when its esperd is killed between them, and the log
 // has where it differed.
 func TestOrderingWarn(t *testing.T) {
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 3)
 	j := w.newJob(func(o *client.Options) { o.Ordering = "warn" })
@@ -264,6 +265,7 @@ func (j *job) counted(enough func([]api.Rank) bool) {
 // TestObserve: the trainers decide by themselves and tell. While rank 0's esperd
 // is stopped, nobody waits for it; the log has later where the ranks differed.
 func TestObserve(t *testing.T) {
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 3)
 	j := w.newJob(func(o *client.Options) { o.Mode = events.ModeObserve })

@@ -32,7 +32,8 @@ func tempDir(t *testing.T) string {
 // command prepares an esperd in a home of its own.
 func command(ctx context.Context, home string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, binary, args...)
-	cmd.Env = []string{"HOME=" + home, "TMPDIR=" + home, "PATH=" + os.Getenv("PATH")}
+	cmd.Env = []string{"HOME=" + home, "TMPDIR=" + home, "PATH=" + os.Getenv("PATH"),
+		"GORACE=halt_on_error=1"} // an esperd with a data race dies of it
 	cmd.Dir = home
 	cmd.SysProcAttr = childAttr()
 	return cmd

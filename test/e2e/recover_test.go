@@ -58,6 +58,7 @@ func (n *node) askPrune() uint64 {
 // they decided last. The run goes on from it, its directory of before is kept as
 // it was, and so is the directory of a voter that returns after all.
 func TestRecover(t *testing.T) {
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 3)
 	first := w.train()
@@ -135,6 +136,7 @@ func (w *world) gaveWay(n *node, was map[string]string) {
 // TestRecoverTwo: the world's only voter loses its disk, and rank 1's copy goes
 // on. The lost one, which could lead alone, returns and gives way.
 func TestRecoverTwo(t *testing.T) {
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 2)
 	first := w.train()
@@ -170,6 +172,7 @@ func TestRecoverTwo(t *testing.T) {
 // TestRecoverRefused: a world that needs no recovery is left alone, with the
 // reason, and so is a directory that is in use or damaged.
 func TestRecoverRefused(t *testing.T) {
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 3)
 	first := w.train()
@@ -237,9 +240,7 @@ func adminOf(t *testing.T, n *node) string {
 // TestFoundedAnew: a directory of a log that the run has lost, and that its new
 // one does not know, is kept aside as well.
 func TestFoundedAnew(t *testing.T) {
-	if testing.Short() {
-		t.Skip("the other tests are enough for the race detector")
-	}
+	plain(t)
 	t.Parallel()
 	w := startWorld(t, 3)
 	w.killAll()

@@ -9,6 +9,7 @@ import (
 // TestRelaxed: what was never synced outlives the process. A world of one has
 // nobody to fetch its log from.
 func TestRelaxed(t *testing.T) {
+	plain(t)
 	t.Parallel()
 	for _, store := range []string{"boltdb", "wal"} {
 		t.Run(store, func(t *testing.T) {

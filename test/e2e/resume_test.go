@@ -20,6 +20,7 @@ import (
 // one that starts again, with killed processes in between, and at last with no
 // data directory left.
 func TestResume(t *testing.T) {
+	plain(t)
 	for _, mode := range []events.TrainerMode{events.ModeKeyed, events.ModeFollow} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()

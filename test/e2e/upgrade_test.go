@@ -18,6 +18,7 @@ import (
 // before it serves. A history that does not give what was recorded in it keeps
 // its rank from starting.
 func TestUpgradeOneRankAtATime(t *testing.T) {
+	plain(t)
 	t.Parallel()
 	w := newWorld(t, 3)
 	const before, after = "", "v9.9.9"

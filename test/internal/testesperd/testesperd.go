@@ -39,7 +39,7 @@ func Release(path, version string) error { return build(path, "-ldflags", "-X ma
 
 func build(path string, flags ...string) error {
 	// Without the commit: a checkout of another user's would not build.
-	args := append([]string{"build", "-buildvcs=false", "-o", path}, flags...)
+	args := append(append([]string{"build", "-buildvcs=false", "-o", path}, raceFlags...), flags...)
 	cmd := exec.Command("go", append(args, "github.com/esperd/esperd/cmd/esperd")...)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Run(); err != nil {

@@ -1,0 +1,5 @@
+//go:build !race
+
+package testesperd
+
+var raceFlags []string
