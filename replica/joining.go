@@ -102,6 +102,7 @@ func (n *Node) waitsFor(phase Phase) string {
 func (n *Node) waitsToJoin(silent []string) string {
 	var missing []uint64
 	peers := n.roster.fresh(n.freshness())
+	silent = append(silent, leaderless(peers)...)
 	for rank := range n.cfg.World {
 		if !slices.ContainsFunc(peers, func(p peer) bool { return p.Rank == rank }) {
 			missing = append(missing, rank)
@@ -114,6 +115,18 @@ func (n *Node) waitsToJoin(silent []string) string {
 		return "it waits to be let into the log; " + strings.Join(silent, "; ")
 	}
 	return "it waits for the other ranks' esperds, or for a leader to let it in"
+}
+
+// leaderless tells of peers that have the run's log where nobody leads it, so that
+// they cannot let anybody in.
+func leaderless(peers []peer) (out []string) {
+	for _, p := range peers {
+		if p.Lineage != "" && !p.Led {
+			out = append(out, fmt.Sprintf("rank %d (host %s) has log %s of this run up to entry %d, which has no leader: its own esperd status says which voters that lacks, and `esperd recover` goes on from it if those are gone for good", p.Rank, p.Host, p.Lineage, p.Index))
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // waitsForQuorum names the voters that a node which is part of a log waits for.

@@ -94,7 +94,7 @@ func (o *others) rival() string {
 	if out == "" {
 		return ""
 	}
-	return fmt.Sprintf("log %s of the same run is led, too, at %s: stop one of the two; esperd status at both tells which is wanted", out, hostOf(o.met[out].rival))
+	return fmt.Sprintf("log %s of the same run is led, too, at %s: esperd status at both tells which is wanted; stop the esperds of the other, move their data directories aside, and start them again, and they join the one that is left", out, hostOf(o.met[out].rival))
 }
 
 // strange reports whether a peer is of another log of the same run.

@@ -278,4 +278,9 @@ func TestNoQuorum(t *testing.T) {
 	})
 	says(t, w.nodes[2].mustState().Problem, "no leader", `run "e2e"`, lineage, "2 of 3", "127.0.0.1:"+ports[0], "127.0.0.1:"+ports[1], "esperd recover")
 	awaitLog(t, w.nodes[2].logFile, `"level":"WARN"`, "no leader is known", "esperd recover")
+
+	// Rank 0 on an empty directory says where the log is.
+	w.nodes[0].lose()
+	w.nodes[0].start()
+	awaitLog(t, w.nodes[0].logFile, `"level":"WARN"`, "it waits for the esperds of ranks [1]", "rank 2 (host", lineage, "esperd recover")
 }
