@@ -21,6 +21,7 @@ import (
 // was expected, what it got and what to do, and to leave everything else alone.
 func TestBadInput(t *testing.T) {
 	plain(t)
+	t.Parallel()
 	for name, test := range map[string]func(*testing.T){
 		"calls":             badCalls,
 		"observations":      badObservations,

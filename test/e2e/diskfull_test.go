@@ -18,6 +18,7 @@ import (
 // has to go on by itself when there is space again.
 func TestFullDisk(t *testing.T) {
 	plain(t)
+	t.Parallel()
 	for _, rank := range []int{0, 1} {
 		t.Run(fmt.Sprintf("rank=%d", rank), func(t *testing.T) {
 			w := newWorld(t, 3)

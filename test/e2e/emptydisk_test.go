@@ -19,6 +19,7 @@ import (
 // goes on when the trainers have connected anew.
 func TestEmptyDisk(t *testing.T) {
 	plain(t)
+	t.Parallel()
 	for _, rank := range []int{2, 0} {
 		t.Run(fmt.Sprintf("rank=%d", rank), func(t *testing.T) {
 			t.Parallel()

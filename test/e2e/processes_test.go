@@ -21,6 +21,7 @@ const answersBetween = 25
 // of calls, then stops all in order and starts them again on what they left,
 // for another round.
 func TestProcesses(t *testing.T) {
+	t.Parallel()
 	sizes := []int{5, 4, 3}
 	if testing.Short() {
 		sizes = []int{3}

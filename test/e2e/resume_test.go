@@ -21,6 +21,7 @@ import (
 // data directory left.
 func TestResume(t *testing.T) {
 	plain(t)
+	t.Parallel()
 	for _, mode := range []events.TrainerMode{events.ModeKeyed, events.ModeFollow} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()

@@ -24,6 +24,7 @@ import (
 // The network comes out the same.
 func TestDigits(t *testing.T) {
 	python := needTorch(t)
+	t.Parallel()
 	weights := map[string]string{}
 	for _, mode := range []string{events.ModeFollow, events.ModeKeyed} {
 		t.Run(mode, func(t *testing.T) {

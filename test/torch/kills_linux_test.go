@@ -34,6 +34,7 @@ const (
 // job that nobody killed, whose world has another size.
 func TestKills(t *testing.T) {
 	python := needTorch(t)
+	t.Parallel()
 	kills, seed := number(t, "ESPERD_TORCH_KILLS", killsUsual), number(t, "ESPERD_TORCH_SEED", int(rand.Int32()))
 	t.Logf("ESPERD_TORCH_SEED=%d", seed)
 	undisturbed := make(chan digitsResult, 1)

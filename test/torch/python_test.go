@@ -15,6 +15,7 @@ import (
 // go side by side.
 func TestPythonClient(t *testing.T) {
 	python := needPython(t)
+	t.Parallel()
 	files, err := filepath.Glob(filepath.Join(root, "python", "tests", "test_*.py"))
 	require.NoError(t, err)
 	require.NotEmpty(t, files)

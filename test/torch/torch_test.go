@@ -19,6 +19,7 @@ const soon = 1.0
 // TestBUG030 lets ranks judge by their own metrics, of which rank 1's are bad.
 func TestBUG030(t *testing.T) {
 	python := needTorch(t)
+	t.Parallel()
 	t.Run("local verdicts", func(t *testing.T) {
 		t.Parallel()
 		got := ranks(t, python, 2, "bug030", "local_verdicts")
@@ -145,6 +146,7 @@ func lastCallOf(t *testing.T, got said, rank int, slot string) line {
 // TestB2CR03 lets rank 1 go through the slots in another order.
 func TestB2CR03(t *testing.T) {
 	python := needTorch(t)
+	t.Parallel()
 	for _, debug := range []string{"OFF", "DETAIL"} {
 		t.Run("broadcasts, TORCH_DISTRIBUTED_DEBUG="+debug, func(t *testing.T) {
 			t.Parallel()
@@ -187,6 +189,7 @@ func TestB2CR03(t *testing.T) {
 // its own verdict, and beside a broadcast, the log says what went wrong.
 func TestB2CR03GoesOn(t *testing.T) {
 	python := needTorch(t)
+	t.Parallel()
 	t.Run("warn", func(t *testing.T) {
 		t.Parallel()
 		j := startJob(t, 3)
@@ -260,6 +263,7 @@ func TestGone(t *testing.T) {
 // TestB2DRL05 lets the ranks' loaders be of unequal length.
 func TestB2DRL05(t *testing.T) {
 	python := needTorch(t)
+	t.Parallel()
 	t.Run("local ticks", func(t *testing.T) {
 		t.Parallel()
 		got := ranks(t, python, 2, "b2drl05", "local_ticks")
@@ -336,6 +340,7 @@ func TestSkew(t *testing.T) {
 // TestLateSeeds trains a seed that was added after DDP wrapped the model.
 func TestLateSeeds(t *testing.T) {
 	python := needTorch(t)
+	t.Parallel()
 	t.Run("left to DDP", func(t *testing.T) {
 		t.Parallel()
 		got := ranks(t, python, 2, "drift", "left_to_ddp")
