@@ -93,7 +93,6 @@ func (s *Server) gatherAttested(at attestedAt, x *gathering, members []events.Me
 	g := &s.gatherings
 	g.mu.Lock()
 	by := maps.Clone(x.by)
-	delete(g.open, at)
 	if len(g.done) == gatheringsMax {
 		g.done = slices.Delete(g.done, 0, 1)
 	}
@@ -118,6 +117,9 @@ func (s *Server) gatherAttested(at attestedAt, x *gathering, members []events.Me
 			s.log.Warn("not all ranks have attested what their devices hold", "model", at.Model, "index", at.Index, "missing", fmt.Sprint(m[:min(len(m), 16)]))
 		}
 	}
+	g.mu.Lock()
+	delete(g.open, at) // not before: a fence of rank 0 waits for what is open
+	g.mu.Unlock()
 }
 
 // settleAttested has a fence of rank 0 wait until what its trainer has handed in
