@@ -1,6 +1,7 @@
 package gpuexec
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"reflect"
@@ -37,6 +38,7 @@ type Executor struct {
 	index    uint64
 	layout   *Layout
 	arena    device.Arena // nil: none, or broken
+	name     string       // the arena's
 	back     *backing
 	seats    map[int]*seat // by slot
 	members  []member
@@ -154,7 +156,7 @@ func (x *Executor) open(m *fsm.Model) error {
 	if err != nil {
 		return fmt.Errorf("arena of model %s on %s: %w", m.Name, x.opts.Device.Name(), err)
 	}
-	x.layout, x.arena, x.back = l, a, newBacking(a)
+	x.layout, x.arena, x.name, x.back = l, a, rand.Text(), newBacking(a)
 	if err = x.back.hold(l.Table); err == nil {
 		_, err = a.WriteAt(element.NewTable(l.Slots()), 0)
 	}
@@ -201,7 +203,7 @@ func (x *Executor) Attach(trainer string) (*Offer, error) {
 	}
 	x.attached = trainer
 	d := x.opts.Device
-	return &Offer{Kind: d.Kind(), UUID: d.UUID(), Size: x.arena.Size(), Granularity: x.arena.Granularity(), Chunks: x.arena.Chunks()}, nil
+	return &Offer{Arena: x.name, Kind: d.Kind(), UUID: d.UUID(), Size: x.arena.Size(), Granularity: x.arena.Granularity(), Chunks: x.arena.Chunks()}, nil
 }
 
 // Detach takes the arena from a trainer that is gone. What it left in memory

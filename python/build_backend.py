@@ -39,7 +39,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file: the same source gives the same w
 
 
 def _sources():
-    return sorted(p for p in (HERE / "esperd").rglob("*") if p.suffix in (".py", ".typed"))
+    return sorted(p for p in (HERE / "esperd").rglob("*") if p.suffix in (".py", ".ptx", ".typed"))
 
 
 def _metadata():
@@ -77,7 +77,7 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
 
 def build_sdist(sdist_directory, config_settings=None):
     name = f"{SDIST}.tar.gz"
-    with tarfile.open(pathlib.Path(sdist_directory) / name, "w:gz") as sdist:
+    with tarfile.open(pathlib.Path(sdist_directory) / name, "w:gz", dereference=True) as sdist:
         for path in [*_sources(), HERE / "pyproject.toml", HERE / "build_backend.py", HERE / "README.md"]:
             sdist.add(path, f"{SDIST}/{path.relative_to(HERE).as_posix()}")
         info = tarfile.TarInfo(f"{SDIST}/PKG-INFO")

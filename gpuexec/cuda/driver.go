@@ -3,9 +3,9 @@
 package cuda
 
 import (
-	"errors"
 	"fmt"
 	"reflect"
+	"strings"
 	"unsafe"
 
 	"github.com/ebitengine/purego"
@@ -105,18 +105,18 @@ func loadDriver(path string) (*driver, error) {
 	}
 	d := new(driver)
 	v := reflect.ValueOf(d).Elem()
-	var missing []error
+	var missing []string
 	for i := range v.NumField() {
 		name := v.Type().Field(i).Tag.Get("sym")
 		sym, err := purego.Dlsym(lib, name)
 		if err != nil {
-			missing = append(missing, errors.New(name))
+			missing = append(missing, name)
 			continue
 		}
 		purego.RegisterFunc(v.Field(i).Addr().Interface(), sym)
 	}
 	if len(missing) > 0 {
-		return nil, fmt.Errorf("CUDA: %w: %s lacks %v: expected a driver of CUDA 11.0 or newer", device.ErrUnsupported, path, errors.Join(missing...))
+		return nil, fmt.Errorf("CUDA: %w: %s lacks %v: expected a driver of CUDA 11.0 or newer", device.ErrUnsupported, path, strings.Join(missing, ", "))
 	}
 	return d, nil
 }

@@ -95,7 +95,8 @@ type Chunk struct {
 
 // An Offer is what a trainer needs to open an arena.
 type Offer struct {
-	Kind        string  `json:"kind"` // of the device: "host" or "cuda"
+	Arena       string  `json:"arena"` // a random name: whoever has mapped chunks of it keeps them
+	Kind        string  `json:"kind"`  // of the device: "host" or "cuda"
 	UUID        string  `json:"uuid,omitempty"`
 	Size        uint64  `json:"size"` // bytes of addresses to reserve
 	Granularity uint64  `json:"granularity"`

@@ -18,6 +18,10 @@ loops, failures and what to do about them.
 #   _faults.py, _last_calls.py      on_fatal, and the evidence it brings
 #   _ending.py                      how the trainer ended
 #   _door.py, _http.py, _answer.py  asking esperd, from patience down to bytes
+#   _memory_calls.py, _arena.py     modules in the seeds' memory
+#   _handover.py, _mapped.py        how it comes here, of the host or of a GPU
+#   _fingerprint.py                 tensors on a GPU, fingerprinted there
+#   _cuda.py, _torch_gpu.py         libcuda, and torch's part of it
 #   _launch.py                      starting an esperd
 #   _slot_objects.py                what slots.py reads of a slot object
 

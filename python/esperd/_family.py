@@ -79,6 +79,7 @@ class Family:
             self.watch.stop()
         for client in clients:
             client._calls.close()
+            client._memory_ends()
         self._clients[MAIN]._calls.unnumbered.goodbye(failed)
         self._stay()
 

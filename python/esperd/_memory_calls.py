@@ -109,6 +109,10 @@ class MemoryCalls:
         if self._mode != OBSERVE:
             self._memory().attest(tensors or {}, shard, kind, more)
 
+    def _memory_ends(self) -> None:
+        if self._arena is not None:
+            self._arena.close()
+
     def _memory(self) -> Arena:
         self._family.trainer.check_process()
         if self._arena is None:

@@ -25,6 +25,7 @@ class Trainer:
         answer_timeout_s: how long a call waits without a sign of life.
         pid: of the process that connected.
         arena: the seeds' memory is esperd's.
+        gpu: UUID of the GPU that torch uses, for the arena; empty: none.
         residency: seeds wait for the votes of all ranks.
     """
 
@@ -41,6 +42,7 @@ class Trainer:
     ordering: str = STRICT
     residency: bool = False
     arena: bool = False
+    gpu: str = ""
 
     @property
     def observes(self) -> bool:
@@ -70,6 +72,8 @@ class Trainer:
             r["residency"] = True
         if self.arena:
             r["arena"] = True
+        if self.gpu:
+            r["gpu"] = self.gpu
         if self.run_id:
             r["run_id"] = self.run_id
         if self.fingerprint:

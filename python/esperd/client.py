@@ -22,6 +22,7 @@ from typing import Any, Dict, Optional, Sequence, SupportsFloat, SupportsIndex, 
 from esperd import _launch
 from esperd._arguments import GatesArgument, OutcomesArgument, SlotsArgument, configuration_of, fraction, name_of, octets, one_of, outcomes_of, text, whole
 from esperd._calls import RESET, RESUME, Calls
+from esperd._cuda import uuid_of_torch
 from esperd._ending import failure_of
 from esperd._family import MAIN, Family
 from esperd._faults import OnFatal, watch
@@ -145,6 +146,7 @@ def connect(
         ordering=ordering,
         residency=bool(residency),
         arena=bool(arena),
+        gpu=uuid_of_torch() if arena else "",
     )
     family = Family(trainer, Client)
     client = family.open(MAIN, configuration_of(slots, gates, auto_forward), mark=mark or b"")
@@ -423,7 +425,7 @@ class Client(SlotCalls, MemoryCalls):
         if isinstance(self._calls, Observed):
             return self._calls.tell_fence(path, arguments, epoch, begins)
         if self._arena is not None:
-            self._arena.check()
+            self._memory().before_fence()
         fence = self._calls.call(path, arguments, Fence.of, fences=True, begins=begins)
         if fence.arena is not None:
             fence.__dict__["lost"] = self._memory().fenced(fence, fence.arena)

@@ -117,7 +117,7 @@ if importlib.util.find_spec("torch"):
             if pid == 0:
                 status = 1
                 try:
-                    arena._take()
+                    arena._catch_up()
                 except esperd.EsperdError as error:
                     status = 0 if "second process" in str(error) else 2
                 finally:

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tarfile
 import tempfile
 import unittest
 import zipfile
@@ -25,13 +26,19 @@ class Package(unittest.TestCase):
             for file in ("esperd/__init__.py", "esperd/py.typed", "esperd-0.1.0.dist-info/METADATA", "esperd-0.1.0.dist-info/RECORD"):
                 self.assertIn(file, names)
             self.assertFalse([n for n in names if "test" in n])
+            kernels = HERE.parent / "gpuexec/kernels/esperd.ptx"  # which the package has by a link
+            self.assertEqual((pathlib.Path(directory) / "site/esperd/esperd.ptx").read_bytes(), kernels.read_bytes())
             out = subprocess.run([sys.executable, "-S", "-I", "-c", f"import sys; sys.path.insert(0, {directory + '/site'!r}); import esperd; print(esperd.__file__)"],
                                  check=True, stdout=subprocess.PIPE, cwd=directory)
             self.assertIn(directory.encode(), out.stdout)
 
     def test_source_and_editable_builds(self):
         with tempfile.TemporaryDirectory() as directory:
-            self.assertEqual(set(self.build("build_sdist", directory)), {"esperd-0.1.0.tar.gz"})
+            built = self.build("build_sdist", directory)
+            self.assertEqual(set(built), {"esperd-0.1.0.tar.gz"})
+            with tarfile.open(built["esperd-0.1.0.tar.gz"]) as sdist:
+                self.assertTrue(all(m.isfile() for m in sdist), "links lead nowhere in it")
+                self.assertGreater(sdist.getmember("esperd-0.1.0/esperd/esperd.ptx").size, 10_000)
             with zipfile.ZipFile(self.build("build_editable", directory)["esperd-0.1.0-py3-none-any.whl"]) as z:
                 self.assertEqual(z.read("esperd.pth").decode().strip(), str(HERE.resolve()))
 

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import threading
 import unittest
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import esperd
 
@@ -34,8 +34,8 @@ def free_ports(n: int) -> List[int]:
 class World:
     """One `esperd run` for each rank, which may be killed and started again."""
 
-    def __init__(self, test: unittest.TestCase, size: int, *flags: str) -> None:
-        self.size, self.flags = size, flags
+    def __init__(self, test: unittest.TestCase, size: int, *flags: str, environment: Optional[Dict[str, str]] = None) -> None:
+        self.size, self.flags, self.environment = size, flags, {**os.environ, **(environment or {})}
         self.dir = tempfile.mkdtemp(prefix="world")
         self.ports = free_ports(size)
         self._processes: List[Optional["subprocess.Popen[bytes]"]] = [None] * size
@@ -57,7 +57,7 @@ class World:
         if self.size > 1:
             command += ["--join", f"127.0.0.1:{self.ports[0]}"]
         with open(os.path.join(self.dir, f"log{rank}"), "ab") as log:
-            self._processes[rank] = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL)
+            self._processes[rank] = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL, env=self.environment)
 
     def kill(self, rank: int) -> None:
         process, self._processes[rank] = self._processes[rank], None

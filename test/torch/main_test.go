@@ -74,7 +74,7 @@ func sources(t *testing.T) {
 			return fs.SkipDir
 		}
 		switch filepath.Ext(path) {
-		case ".py", ".go", ".mod", ".toml", ".gz":
+		case ".py", ".go", ".mod", ".toml", ".gz", ".c", ".h", ".ptx", ".json":
 			_, err = os.Stat(path)
 		}
 		return err

@@ -1,14 +1,16 @@
-// A libcuda for tests: the functions that package cuda uses, on memory of the
-// host. It checks its arguments as the driver does (the context of the thread
-// above all), runs the kernels by the C of elements.h, counts what is not given
-// back, and fails where it is told to.
+// A libcuda for tests: the functions that package cuda and the Python client use,
+// on memory of the host, which other processes with this library can import. It
+// checks its arguments as the driver does (the context of the thread above all),
+// runs the kernels by the C of elements.h, counts what is not given back, and
+// fails where it is told to.
 #define _GNU_SOURCE
-#include <errno.h>
-#include <pthread.h>
+#include <fcntl.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "../../kernels/src/elements.h"
@@ -25,6 +27,7 @@ static int64_t limit = 1ll << 40, used; // bytes
 static int live;                        // objects that were made and not given back
 static CUresult sticky;                 // what the context answers from now on
 static int calls;                       // kernels launched
+static int streams, pushed;             // the last one's was not the default one; contexts pushed and not popped
 
 void stub_reset(void) {
   memset(&fault, 0, sizeof fault);
@@ -42,9 +45,17 @@ void stub_set(const char *what, int64_t v) {
   if (!strcmp(what, "major")) major = v;
   if (!strcmp(what, "limit")) limit = used + v;
   if (!strcmp(what, "live")) live = v;
+  if (!strcmp(what, "pushed")) pushed = v;
 }
 int64_t stub_get(const char *what) {
-  return !strcmp(what, "live") ? live : !strcmp(what, "used") ? used : !strcmp(what, "launches") ? calls : -1;
+  return !strcmp(what, "live") ? live : !strcmp(what, "used") ? used : !strcmp(what, "launches") ? calls : !strcmp(what, "stream") ? streams : !strcmp(what, "pushed") ? pushed : -1;
+}
+// Another process is told by its environment: STUB_SET="exports=0 limit=1000".
+__attribute__((constructor)) static void told_by_environment(void) {
+  const char *s = getenv("STUB_SET");
+  char what[64];
+  long long v;
+  for (int n = 0; s && sscanf(s, " %63[a-z]=%lld%n", what, &v, &n) == 2; s += n) stub_set(what, v);
 }
 
 static CUresult told(const char *name) {
@@ -56,7 +67,8 @@ static CUresult told(const char *name) {
   }
   return 0;
 }
-static __thread void *current;
+static __thread void *current, *below[8]; // the thread's context, and those that were pushed aside
+static __thread int depth;
 static int inited;
 static char primary[2];
 
@@ -87,6 +99,9 @@ CUresult cuDeviceGetAttribute(int *v, int a, int d) {
 CUresult cuDevicePrimaryCtxRetain(void **c, int d) { FAULTS; *c = &primary[d]; live++; return OK; }
 CUresult cuDevicePrimaryCtxRelease_v2(int d) { FAULTS; (void)d; live--; return OK; }
 CUresult cuCtxSetCurrent(void *c) { FAULTS; current = c; return OK; }
+CUresult cuCtxPushCurrent_v2(void *c) { FAULTS; if (!c || depth == 8) return INVALID; below[depth++] = current, current = c, pushed++; return OK; }
+CUresult cuCtxPopCurrent_v2(void **c) { FAULTS; if (!depth) return NO_CONTEXT; *c = current, current = below[--depth], pushed--; return OK; }
+CUresult cuCtxSynchronize(void) { CONTEXT; return OK; }
 
 // ---- Streams. Everything is done at once; only the arguments are checked. ----
 
@@ -97,18 +112,85 @@ CUresult cuStreamSynchronize(void *s) { CONTEXT; return s == &stream ? OK : BAD_
 
 // ---- Memory. ----
 
+// What is where: reserved addresses, and what is mapped into them or allocated.
+enum { NOTHING, RESERVED, MAPPED, ALLOCATED, OPENED };
+static struct place { int kind; CUdeviceptr p; size_t n; int fd; } places[4096];
+
+static struct place *place(int kind, CUdeviceptr p) {
+  for (int i = 0; i < 4096; i++)
+    if (places[i].kind == kind && (kind == NOTHING || places[i].p == p)) return &places[i];
+  return 0;
+}
+static int enter(int kind, void *p, size_t n, int fd) {
+  struct place *x = place(NOTHING, 0);
+  if (!x) return 0;
+  *x = (struct place){kind, (CUdeviceptr)p, n, fd}, live++;
+  return 1;
+}
+static void leave(struct place *x) { x->kind = NOTHING, live--; }
+// Counts those of a kind that have a byte of the range.
+static int within(int kind, CUdeviceptr p, size_t n) {
+  int count = 0;
+  for (int i = 0; i < 4096; i++) count += places[i].kind == kind && places[i].p < p + n && p < places[i].p + places[i].n;
+  return count;
+}
+
+static int file(size_t n) { // of memory; as it comes, it is not zero
+  int fd = memfd_create("stub", MFD_CLOEXEC);
+  if (fd < 0) return -1;
+  char *q = ftruncate(fd, n) ? MAP_FAILED : mmap(0, n, PROT_WRITE, MAP_SHARED, fd, 0);
+  if (q == MAP_FAILED) return close(fd), -1;
+  memset(q, 0xa5, n);
+  munmap(q, n);
+  return fd;
+}
+static CUresult map_file(int kind, CUdeviceptr *p, size_t n, int fd) {
+  void *q = fd < 0 ? MAP_FAILED : mmap(0, n, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (q == MAP_FAILED || !enter(kind, q, n, fd)) return OOM;
+  *p = (CUdeviceptr)q;
+  return OK;
+}
 CUresult cuMemAlloc_v2(CUdeviceptr *p, size_t n) {
   CONTEXT;
   if (!n) return INVALID;
   if (used + (int64_t)n > limit) return OOM;
-  size_t *q = mmap(0, n + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (q == MAP_FAILED) return OOM;
-  *q = n, used += n, live++;
-  memset((char *)q + 4096, 0xa5, n);
-  *p = (CUdeviceptr)q + 4096;
+  used += n;
+  return map_file(ALLOCATED, p, n, file(n));
+}
+CUresult cuMemFree_v2(CUdeviceptr p) {
+  CONTEXT;
+  struct place *x = place(ALLOCATED, p);
+  if (!x) return INVALID;
+  used -= x->n;
+  munmap((void *)p, x->n), close(x->fd), leave(x);
   return OK;
 }
-CUresult cuMemFree_v2(CUdeviceptr p) { CONTEXT; size_t *q = (size_t *)(p - 4096), n = *q; used -= n, live--; return munmap(q, n + 4096) ? INVALID : OK; }
+
+// A handle names the process and its file, as the driver's knows its exporter.
+struct ipc { int magic, pid, fd, reserved; size_t n; char rest[40]; };
+CUresult cuIpcGetMemHandle(struct ipc *h, CUdeviceptr p) {
+  CONTEXT;
+  struct place *x = place(ALLOCATED, p);
+  if (!x) return INVALID;
+  *h = (struct ipc){0x1c0de, getpid(), x->fd, 0, x->n, {0}};
+  memset(h->rest, 0x5a, sizeof h->rest);
+  return OK;
+}
+CUresult cuIpcOpenMemHandle_v2(CUdeviceptr *p, struct ipc h, unsigned flags) {
+  CONTEXT;
+  if (h.magic != 0x1c0de || h.rest[39] != 0x5a || flags != 1) return INVALID;
+  if (h.pid == getpid()) return NO_CONTEXT;
+  char name[64];
+  snprintf(name, sizeof name, "/proc/%d/fd/%d", h.pid, h.fd);
+  return map_file(OPENED, p, h.n, open(name, O_RDWR | O_CLOEXEC));
+}
+CUresult cuIpcCloseMemHandle(CUdeviceptr p) {
+  CONTEXT;
+  struct place *x = place(OPENED, p);
+  if (!x) return INVALID;
+  munmap((void *)p, x->n), close(x->fd), leave(x);
+  return OK;
+}
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr d, const void *s, size_t n, void *st) { CONTEXT; if (st != &stream) return BAD_HANDLE; memcpy((void *)d, s, n); return OK; }
 CUresult cuMemcpyDtoHAsync_v2(void *d, CUdeviceptr s, size_t n, void *st) { CONTEXT; if (st != &stream) return BAD_HANDLE; memcpy(d, (void *)s, n); return OK; }
 CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr d, CUdeviceptr s, size_t n, void *st) { CONTEXT; if (st != &stream) return BAD_HANDLE; memmove((void *)d, (void *)s, n); return OK; }
@@ -122,7 +204,6 @@ CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr d, CUdeviceptr s, size_t n, void *st) 
 MEMSET(cuMemsetD8Async, uint8_t)
 MEMSET(cuMemsetD16Async, uint16_t)
 MEMSET(cuMemsetD32Async, uint32_t)
-CUresult cuIpcGetMemHandle(char *h, CUdeviceptr p) { CONTEXT; for (int i = 8; i < 64; i++) h[i] = i; memcpy(h, &p, 8); return OK; }
 
 #ifndef STUB_OLD
 struct prop { int kind, handles, location, id; void *win32; char flags[8]; };
@@ -139,41 +220,50 @@ CUresult cuMemAddressReserve(CUdeviceptr *p, size_t n, size_t align, CUdeviceptr
   char *aligned = (char *)(((uintptr_t)q + GRAIN - 1) & ~(GRAIN - 1));
   if (aligned > q) munmap(q, aligned - q);
   munmap(aligned + n, q + GRAIN - aligned);
-  *p = (CUdeviceptr)aligned, live++;
+  if (!enter(RESERVED, aligned, n, -1)) return OOM;
+  *p = (CUdeviceptr)aligned;
   return OK;
 }
-CUresult cuMemAddressFree(CUdeviceptr p, size_t n) { CONTEXT; live--; return munmap((void *)p, n) ? INVALID : OK; }
+CUresult cuMemAddressFree(CUdeviceptr p, size_t n) {
+  CONTEXT;
+  struct place *x = place(RESERVED, p);
+  if (!x || x->n != n || within(MAPPED, p, n)) return INVALID;
+  leave(x);
+  return munmap((void *)p, n) ? INVALID : OK;
+}
 
-struct handle { int fd; size_t size; };
+struct handle { int fd; size_t size, counted; };
 CUresult cuMemCreate(uint64_t *h, size_t n, const struct prop *p, uint64_t flags) {
   CONTEXT;
   if (!good(p) || flags || !n || n % GRAIN) return INVALID;
   if (used + (int64_t)n > limit) return OOM;
+  int fd = file(n);
+  if (fd < 0) return OOM;
   struct handle *x = malloc(sizeof *x);
-  x->fd = memfd_create("stub", MFD_CLOEXEC), x->size = n;
-  if (x->fd < 0 || ftruncate(x->fd, n)) return OOM;
-  char *q = mmap(0, n, PROT_WRITE, MAP_SHARED, x->fd, 0);
-  memset(q, 0xa5, n); // as it comes, it is not zero
-  munmap(q, n);
+  *x = (struct handle){fd, n, n};
   used += n, live++, *h = (uint64_t)x;
   return OK;
 }
-CUresult cuMemRelease(uint64_t h) { CONTEXT; struct handle *x = (void *)h; used -= x->size, live--; close(x->fd); free(x); return OK; }
+CUresult cuMemRelease(uint64_t h) { CONTEXT; struct handle *x = (void *)h; used -= x->counted, live--; close(x->fd); free(x); return OK; }
 CUresult cuMemMap(CUdeviceptr p, size_t n, size_t offset, uint64_t h, uint64_t flags) {
   CONTEXT;
   struct handle *x = (void *)h;
   if (p % GRAIN || n != x->size || offset || flags) return INVALID;
+  if (within(RESERVED, p, n) != 1 || within(MAPPED, p, n)) return INVALID;
   if (mmap((void *)p, n, PROT_NONE, MAP_SHARED | MAP_FIXED, x->fd, 0) == MAP_FAILED) return INVALID;
-  live++;
-  return OK;
+  return enter(MAPPED, (void *)p, n, -1) ? OK : OOM;
 }
 CUresult cuMemUnmap(CUdeviceptr p, size_t n) {
   CONTEXT;
-  live--;
+  struct place *x = place(MAPPED, p);
+  if (!x || x->n != n) return INVALID;
+  leave(x);
   return mmap((void *)p, n, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED ? INVALID : OK;
 }
 CUresult cuMemSetAccess(CUdeviceptr p, size_t n, const struct desc *d, size_t count) {
   CONTEXT;
+  struct place *x = place(MAPPED, p);
+  if (!x || x->n != n) return INVALID;
   if (count != 1 || d->location != 1 || d->id < 0 || d->id >= devices || d->flags != 3) return INVALID;
   return mprotect((void *)p, n, PROT_READ | PROT_WRITE) ? INVALID : OK;
 }
@@ -181,6 +271,15 @@ CUresult cuMemExportToShareableHandle(void *out, uint64_t h, int kind, uint64_t 
   CONTEXT;
   if (kind != 1 || flags) return INVALID;
   *(int *)out = dup(((struct handle *)h)->fd);
+  return OK;
+}
+CUresult cuMemImportFromShareableHandle(uint64_t *h, void *fd, int kind) {
+  CONTEXT;
+  struct stat st;
+  if (kind != 1 || fstat((int)(intptr_t)fd, &st) || st.st_size % GRAIN) return INVALID;
+  struct handle *x = malloc(sizeof *x);
+  *x = (struct handle){dup((int)(intptr_t)fd), st.st_size, 0};
+  live++, *h = (uint64_t)x;
   return OK;
 }
 #endif
@@ -240,8 +339,8 @@ static void table_kernel(struct header *h, struct entry *table, u32 slots, const
 
 CUresult cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *st, void **p, void **extra) {
   CONTEXT;
-  if (!gx || gy != 1 || gz != 1 || bx % 32 || bx > 1024 || by != 1 || bz != 1 || shared || st != &stream || extra) return INVALID;
-  calls++;
+  if (!gx || gy != 1 || gz != 1 || bx % 32 || bx > 1024 || by != 1 || bz != 1 || shared || (st && st != &stream) || extra) return INVALID;
+  calls++, streams = st == &stream;
 #define ARG(T, I) (*(T *)p[I])
   switch ((const char **)f - names) {
   case 0: case 1: case 2:
