@@ -8,7 +8,7 @@ AUDIT_FAULTS ?= 10000
 # Kills of torch-kill.
 TORCH_KILLS ?= 20
 
-.PHONY: help build demo test race bench sim-long audit-faults torch-kill fuzz lint kernels gpu-check clean
+.PHONY: help build demo test race bench sim-long audit-faults torch-kill fuzz lint kernels gpu-check gpu-check-try clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ kernels: ## compile the GPU kernels to PTX with clang-19 (Debian's package)
 
 gpu-check: ## build bin/gpu-check: the checks for a machine with a GPU
 	sh test/gpu/build.sh
+
+gpu-check-try: ## build it, and run all of it here on a stub of libcuda (minutes)
+	ESPERD_REQUIRE=torch,gcc ESPERD_GPU_SCRIPT=1 $(GO) test -count=1 -run TestScript -v ./test/gpu
 
 clean: ## remove what build made
 	rm -rf bin

@@ -53,6 +53,8 @@ class Arena:
         self._mapped: Optional[Mapped] = None
         self._memory: Any = None  # a tensor of bytes over it; None: not taken yet
         self._behind = False  # esperd's has other chunks than are mapped here
+        self._moved = False  # to another arena, since the last fence
+        self._alphas: Dict[str, Any] = {}  # what alpha() has given out, by slot
         self._seats: Dict[str, _Seat] = {}
         self._gone: Dict[str, List[Any]] = {}  # parameters of the last pruned seed, by slot
         self._spans: List[_Json] = []
@@ -130,8 +132,9 @@ class Arena:
             gradient.copy_(p.grad)
             p.grad = gradient
 
-    def fenced(self, fence: Any, arena: _Json) -> Tuple[str, ...]:
-        """Follow a fence. Returns the slots whose contents have to be loaded."""
+    def fenced(self, fence: Any, arena: _Json) -> Tuple[Tuple[str, ...], bool]:
+        """Follow a fence. Returns the slots whose contents have to be loaded, and
+        whether what is bound lies at other addresses."""
         released = {c.slot for c in fence.plan if c.op == "release"}
         for slot in released & set(self._seats):
             self._leave(slot)
@@ -144,7 +147,8 @@ class Arena:
         if arena.get("remap") and self._memory is not None:
             self._behind = True
             self._catch_up()
-        return tuple(s for s in lost if s in self._lost)
+        moved, self._moved = self._moved, False
+        return tuple(s for s in lost if s in self._lost), moved
 
     def reduce(self, group: Any) -> None:
         import torch
@@ -160,11 +164,16 @@ class Arena:
                 span.div_(dist.get_world_size(group))
 
     def alpha(self, slot: str) -> Any:
-        import torch
-
         if slot not in self._slot_names:
             raise Refused(f"alpha: no slot {slot!r}", code="unknown-slot")
         self._catch_up()
+        if slot not in self._alphas:
+            self._alphas[slot] = self._alpha_at(slot)
+        return self._alphas[slot]
+
+    def _alpha_at(self, slot: str) -> Any:
+        import torch
+
         at = _HEADER_BYTES + self._slot_names.index(slot) * _ENTRY_BYTES + _ALPHA_AT
         return self._memory[at : at + 4].view(torch.float32)[0]
 
@@ -226,7 +235,10 @@ class Arena:
 
         if self._memory is not None and memory.device != self._memory.device:
             raise ConfigMismatch(f"the arena is on {memory.device} now, and was on {self._memory.device}: start esperd with the same --device as before")
+        self._moved = self._memory is not None
         self._memory = memory
+        for slot, t in self._alphas.items():
+            t.data = self._alpha_at(slot)
         with torch.no_grad():
             for seat in self._seats.values():
                 for p, b in zip(seat.module.parameters(), seat.bound):
@@ -255,4 +267,6 @@ class Arena:
             return
         for slot in list(self._seats):
             self._leave(slot)
+        for t in self._alphas.values():
+            t.data = t.data.clone()
         self._mapped = self._memory = None

@@ -60,7 +60,11 @@ class MemoryCalls:
 
         At every fence and every :meth:`reduce` it is checked that they still lie
         there. What has only moved (``zero_grad(set_to_none=True)``, a memory
-        format) is brought back; what was changed raises.
+        format) is brought back; what was changed raises. On a GPU a fence first
+        waits for all that torch has started there.
+
+        When a seed goes, its memory is given back: the module gets memory of its
+        own, and a CUDA graph over what was bound must not be replayed.
 
         Args:
             contents: ``"arena"``: the module takes what is in the arena, at first
@@ -69,7 +73,7 @@ class MemoryCalls:
 
         Raises:
             ConfigMismatch: the module's parameters are not the log's blueprint, or
-                there is no arena.
+                not on the arena's device, or there is no arena.
             ArenaLost: the contents are lost, and have to be loaded first.
             Refused: DTensor, or FSDP's flat parameters.
         """
@@ -85,8 +89,8 @@ class MemoryCalls:
         self._memory().reduce(group)
 
     def alpha(self, slot: str) -> Any:
-        """Return a tensor over the slot's alpha in the arena's table. It changes
-        with each fence, by itself."""
+        """Return a tensor over the slot's alpha in the arena's table, on its
+        device. It changes with each fence, by itself, and always is the same one."""
         return self._memory().alpha(text("slot", slot))
 
     def forget(self, optimizer: Any, slot: str) -> None:
@@ -97,7 +101,9 @@ class MemoryCalls:
         """Have tensors compared with those of the ranks that hold the same, as
         they are at this rank's last fence; call it right after one, on every
         rank. What differs is said by :attr:`Fence.differs` of the next fence.
-        What is bound in the arena is compared without being named.
+        What is bound in the arena is compared without being named. A tensor on a
+        GPU is fingerprinted there, on torch's current stream, behind what was
+        started on it.
 
         Args:
             tensors: by name, the same on all ranks.

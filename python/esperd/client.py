@@ -97,7 +97,9 @@ def connect(
         arena: the parameters of seeds whose blueprints the slots list as
             :class:`Blueprint` lie in memory that esperd lays out and initialises,
             the same bits on every rank; modules are bound to it by
-            :meth:`Client.attach`. esperd then votes on the room by itself.
+            :meth:`Client.attach`. esperd then votes on the room by itself. With
+            ``--device auto`` they are on the GPU that is torch's current one now
+            (``torch.cuda.set_device`` comes first), else on the host.
         on_fatal: called with a :class:`RoundFaulted`, in a thread of its own, as
             soon as the round is over because the ranks did not make the same
             calls, or because a rank's trainer is gone or its replica differs
@@ -428,5 +430,5 @@ class Client(SlotCalls, MemoryCalls):
             self._memory().before_fence()
         fence = self._calls.call(path, arguments, Fence.of, fences=True, begins=begins)
         if fence.arena is not None:
-            fence.__dict__["lost"] = self._memory().fenced(fence, fence.arena)
+            fence.__dict__["lost"], fence.__dict__["moved"] = self._memory().fenced(fence, fence.arena)
         return fence

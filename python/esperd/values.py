@@ -461,6 +461,8 @@ class Fence:
         active_set: digest of what is active, 64 hexadecimal digits.
         differs: what was found since the last fence by :meth:`Client.attest`.
         lost: on this rank, slots whose contents in the arena have to be loaded.
+        moved: on this rank, esperd was started anew, and what is bound lies in
+            its new arena: CUDA graphs over it have to be captured again.
     """
 
     epoch: int
@@ -471,6 +473,7 @@ class Fence:
     active_set: str = field(default="", repr=False)
     differs: Tuple[Difference, ...] = ()
     lost: Tuple[str, ...] = ()
+    moved: bool = False
     arena: Optional[_Json] = field(default=None, repr=False, compare=False)
 
     @classmethod

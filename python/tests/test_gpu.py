@@ -221,7 +221,7 @@ if importlib.util.find_spec("torch") and stubgpu.COMPILER:
 
         def connect(self, world):
             config = esperd.SlotConfig(blueprints=(blueprint(),))
-            return world.connect(self, slots={"a": config, "b": config}, gates=esperd.Gates(permissive=True), arena=True)
+            return world.connect(self, slots={"a": config, "b": config}, gates=esperd.Gates(permissive=True, min_blending_epochs=0), arena=True)
 
         def bits(self, seed):
             return torch.cat([p.detach().reshape(-1).view(torch.uint8) for p in seed.parameters()])
@@ -268,7 +268,8 @@ if importlib.util.find_spec("torch") and stubgpu.COMPILER:
             with torch.no_grad():
                 seed[0].weight.fill_(3)
                 seed[0].weight.grad.fill_(4)
-            want, address = self.bits(seed), seed[0].weight.data_ptr()
+            want, address, alpha = self.bits(seed), seed[0].weight.data_ptr(), ep.alpha("a")
+            self.assertEqual(alpha.item(), 0)
             world.kill(0)
             self.assertBits(seed, want, "its memory outlives it")
             world.start(0)
@@ -277,10 +278,17 @@ if importlib.util.find_spec("torch") and stubgpu.COMPILER:
             self.assertRaisesRegex(esperd.EsperdError, "cuMemMap", ep.step_epoch, 1)
             self.assertBits(seed, want)
             self.assertEqual(live_now(), live)
-            self.assertEqual(ep.step_epoch(2).lost, ())
+            f = ep.step_epoch(2)
+            self.assertEqual((f.lost, f.moved), ((), True))
             self.assertBits(seed, want)
             self.assertEqual(seed[0].weight.grad.sum().item(), 4 * seed[0].weight.numel())
             self.assertNotEqual(seed[0].weight.data_ptr(), address)
+            ep.observe("a", accuracy=50.0, gradient_health=0.9)
+            self.assertEqual(ep.advance("a").stage, "BLENDING")
+            f = ep.step_epoch(3)
+            self.assertFalse(f.moved)
+            self.assertAlmostEqual(alpha.item(), f.slots["a"].alpha, 6)
+            self.assertGreater(alpha.item(), 0)
             again = module()
             ep.attach(again, slot="a")
             self.assertBits(again, want, "esperd knows that they are there")

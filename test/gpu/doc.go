@@ -5,11 +5,13 @@
 //
 //	gpu_test.go      the device against the element functions, and against the
 //	                 host's bits; figures beside a copy of the same run
-//	serve_test.go    an executor for trainer.py: stage changes on its command
-//	trainer.py       attaches torch to the arena: steps in place, alpha inside a
-//	                 CUDA graph's lifetime, the executor killed in mid-run
+//	trainer_test.go  two esperds for trainer.py, which it has killed and started
+//	trainer.py       torch and the Python client: initial bits, steps in place,
+//	                 alpha and growth inside a CUDA graph's lifetime, planted
+//	                 bits, an esperd killed in mid-run
 //	build.sh run.sh
+//	script_test.go   the two of them, on the stub of libcuda
 //
 // Without a GPU the device's tests are skipped, unless ESPERD_REQUIRE contains
-// "cuda"; the trainer is run on the host's memory where there is torch.
+// "cuda"; trainer.py is run on the stub, where there are torch and gcc.
 package gpu
