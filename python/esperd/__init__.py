@@ -21,7 +21,8 @@ loops, failures and what to do about them.
 #   _memory_calls.py, _arena.py     modules in the seeds' memory
 #   _handover.py, _mapped.py        how it comes here, of the host or of a GPU
 #   _fingerprint.py                 tensors on a GPU, fingerprinted there
-#   _cuda.py, _torch_gpu.py         libcuda, and torch's part of it
+#   _cuda.py, _dlpack.py            libcuda, and tensors over its memory
+#   _torch_gpu.py                   what is asked of torch.cuda
 #   _launch.py                      starting an esperd
 #   _slot_objects.py                what slots.py reads of a slot object
 

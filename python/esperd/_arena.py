@@ -164,11 +164,14 @@ class Arena:
                 span.div_(dist.get_world_size(group))
 
     def alpha(self, slot: str) -> Any:
+        import torch
+
         if slot not in self._slot_names:
             raise Refused(f"alpha: no slot {slot!r}", code="unknown-slot")
         self._catch_up()
         if slot not in self._alphas:
-            self._alphas[slot] = self._alpha_at(slot)
+            t = self._alphas[slot] = torch.zeros((), device=self._memory.device)
+            t.data = self._alpha_at(slot)  # so it is no view, which would keep an old arena
         return self._alphas[slot]
 
     def _alpha_at(self, slot: str) -> Any:

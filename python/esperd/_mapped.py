@@ -14,7 +14,7 @@ import weakref
 from ctypes import c_uint64, c_void_p
 from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
-from esperd import _torch_gpu
+from esperd import _dlpack, _torch_gpu
 from esperd._cuda import Access, Gpu, IpcHandle, Location, gpu_with
 from esperd.errors import EsperdError, Refused
 
@@ -81,10 +81,6 @@ class CudaMemory:
         # Not at the interpreter's end: the driver may have ended then.
         weakref.finalize(self, _give_back, self._gpu, self._base, self._size, self._chunks, self.lent, os.getpid()).atexit = False
 
-    @property
-    def __cuda_array_interface__(self) -> _Json:
-        return {"shape": (self._size,), "typestr": "|u1", "data": (self._base, False), "version": 3}
-
     def follow(self, chunks: List[_Json], files: Iterator[int]) -> None:
         """Map what came, and unmap what went. What fails may be tried again."""
         if self.lent:
@@ -120,10 +116,7 @@ class CudaMemory:
 
     def tensor(self) -> Any:
         """Return the arena as a tensor of bytes."""
-        t = _torch_gpu.over(self, self._gpu.ordinal)
-        if t.data_ptr() != self._base or t.numel() != self._size:
-            raise EsperdError(f"torch has made a copy of the arena, or a part of it ({t.numel()} bytes at {t.data_ptr():#x}, expected {self._size} at {self._base:#x}): this release of torch cannot be used with one")
-        return t
+        return _dlpack.bytes_over(self, self._base, self._size, _torch_gpu.dlpack_device(self._gpu.ordinal))
 
     def wait(self) -> None:
         """Wait until this process does not write into it any more."""

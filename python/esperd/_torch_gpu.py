@@ -8,7 +8,9 @@ process.
 from __future__ import annotations
 
 import sys
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
+
+from esperd import _dlpack
 
 
 def current() -> Optional[int]:
@@ -41,7 +43,6 @@ def stream(ordinal: int) -> int:
     return int(sys.modules["torch"].cuda.current_stream(ordinal).cuda_stream)
 
 
-def over(memory: Any, ordinal: int) -> Any:
-    """Return a tensor of bytes over memory that has a __cuda_array_interface__,
-    which the tensor keeps alive."""
-    return sys.modules["torch"].as_tensor(memory, device=device(ordinal))
+def dlpack_device(ordinal: int) -> Tuple[int, int]:
+    """Return DLPack's name of a GPU."""
+    return _dlpack.CUDA, ordinal

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from typing import Any, Callable, Dict, Optional
 
-from esperd import _cuda, _torch_gpu
+from esperd import _cuda, _dlpack, _torch_gpu
 
 SOURCE = pathlib.Path(__file__).resolve().parents[2] / "gpuexec/cuda/testdata/stub.c"
 COMPILER = shutil.which("gcc")
@@ -54,7 +54,7 @@ class StubGpu:
     def replaced(self) -> Dict[str, Callable[..., Any]]:
         """Return what stands in for the functions of esperd._torch_gpu."""
         return {"current": lambda: self.current, "of": lambda tensor: 0, "device": lambda ordinal: "cpu", "stream": lambda ordinal: self.stream.value,
-                "wait": self._wait, "over": _over}
+                "wait": self._wait, "dlpack_device": lambda ordinal: (_dlpack.CPU, 0)}
 
     def play(self) -> None:
         """Be this process's GPU, for good."""
@@ -64,14 +64,3 @@ class StubGpu:
 
     def _wait(self, ordinal: int) -> None:
         self.waits += 1
-
-
-def _over(memory: Any, ordinal: int) -> Any:
-    import torch
-
-    i = memory.__cuda_array_interface__
-    assert i["typestr"] == "|u1" and i["version"] >= 2, i
-    kind = type("Bytes", (ctypes.c_ubyte * i["shape"][0],), {})
-    view = kind.from_address(i["data"][0])
-    view.memory = memory  # as a tensor keeps what it was made of
-    return torch.frombuffer(view, dtype=torch.uint8)

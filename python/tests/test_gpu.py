@@ -11,6 +11,8 @@ import os
 import pathlib
 import resource
 import socket
+import subprocess
+import sys
 import tempfile
 import unittest
 from unittest import mock
@@ -92,6 +94,17 @@ if importlib.util.find_spec("torch") and stubgpu.COMPILER:
             del part
             self.assertEqual(live_now() - live, 1, "but for the context, all is given back")
             self.assertEqual(STUB.get("pushed"), 0)
+
+        def test_tensors_that_outlive_the_interpreter(self):
+            script = ("import ctypes, sys, torch; from esperd import _dlpack\n"
+                      "memory = ctypes.create_string_buffer(bytes(range(64)), 64)\n"
+                      "sys.kept = _dlpack.bytes_over(memory, ctypes.addressof(memory), 64, (_dlpack.CPU, 0))[8:].view(torch.float32)\n"
+                      "ctypes.pythonapi.Py_IncRef(ctypes.py_object(sys.kept))\n"  # one is never freed
+                      "more = _dlpack.bytes_over(memory, ctypes.addressof(memory), 64, (_dlpack.CPU, 0))\n"
+                      "assert more[3:5].tolist() == [3, 4] and len(_dlpack._held) == 2\n"
+                      "del more\n"
+                      "assert len(_dlpack._held) == 1\n")
+            subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, cwd=pathlib.Path(__file__).parents[1])
 
         def test_every_call_fails_once(self):
             o, files = offer((0, 2 * MiB, 1), (2 * MiB, 2 * MiB, 2)), Files(self)
