@@ -7,6 +7,7 @@ loops, failures and what to do about them.
 # The files, in reading order:
 #
 #   client.py, _slot_calls.py       what a trainer calls, and slots.py what it may call instead
+#   settings.py                     what it says when it connects
 #   values.py, evidence.py          what calls and errors bring
 #   errors.py                       what calls raise
 #   _arguments.py, _gate_results.py what they take, as it is sent
@@ -44,8 +45,8 @@ from esperd.errors import (
     Unavailable,
 )
 from esperd.evidence import Fault, Key, LastCall
+from esperd.settings import Blueprint, Gates, Outcome, SlotConfig, Tensor
 from esperd.values import (
-    Blueprint,
     Change,
     Command,
     Controller,
@@ -53,13 +54,9 @@ from esperd.values import (
     Difference,
     Done,
     Fence,
-    Gates,
     Metrics,
-    Outcome,
     Session,
     Slot,
-    SlotConfig,
-    Tensor,
     Verdict,
 )
 

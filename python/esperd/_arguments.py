@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from esperd._trainer import OBSERVE
 from esperd.errors import Refused
-from esperd.values import Blueprint, Gates, Outcome, SlotConfig, Tensor
+from esperd.settings import Blueprint, Gates, Outcome, SlotConfig, Tensor
 
 SlotsArgument = Union[Sequence[str], Mapping[str, Optional[SlotConfig]]]
 GatesArgument = Union[Gates, Mapping[str, Any]]

@@ -15,7 +15,7 @@ CPU, CUDA = 1, 2  # kinds of devices
 
 _UNSIGNED = 1
 _NAME = b"dltensor"  # outlives all capsules
-_Deleter = CFUNCTYPE(None, c_void_p)
+_Deleter: Any = CFUNCTYPE(None, c_void_p)
 
 
 class _Device(ctypes.Structure):
@@ -58,9 +58,7 @@ def bytes_over(owner: Any, address: int, size: int, device: Tuple[int, int]) -> 
         raise
 
 
-@_Deleter
-def _let_go(at: int) -> None:
-    _held.pop(at, None)
+_let_go = _Deleter(lambda at: _held.pop(at, None))
 
 
 @atexit.register

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping, Optional, SupportsIndex
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, SupportsIndex
 
-from esperd._arena import Arena
 from esperd._arguments import one_of, slot_path, text, whole
 from esperd._calls import Calls
 from esperd._family import Family
 from esperd._trainer import OBSERVE
+
+if TYPE_CHECKING:
+    from esperd._arena import Arena
 
 __all__ = ["MemoryCalls"]
 
@@ -22,7 +24,7 @@ class MemoryCalls:
     _family: Family
     _mode: str
     _name: str
-    _arena: Optional[Arena] = None
+    _arena: "Optional[Arena]" = None
 
     def ready(self, slot: str, *, seed: Optional[SupportsIndex] = None) -> None:
         """Say that this rank has room for the slot's seed: its module is made, on
@@ -119,7 +121,9 @@ class MemoryCalls:
         if self._arena is not None:
             self._arena.close()
 
-    def _memory(self) -> Arena:
+    def _memory(self) -> "Arena":
+        from esperd._arena import Arena  # and so ctypes, for whom it is there
+
         self._family.trainer.check_process()
         if self._arena is None:
             self._arena = Arena(self._family.trainer, self._name, self._calls.unnumbered, self._calls.slot_names)

@@ -8,7 +8,8 @@ from esperd._arguments import NOT_GIVEN, Flag, Reading, fraction, outcomes_of, r
 from esperd._calls import Calls
 from esperd._gate_results import arguments_of, decided_as
 from esperd._observed import Observed
-from esperd.values import Decision, Done, Outcome
+from esperd.settings import Outcome
+from esperd.values import Decision, Done
 
 __all__ = ["SlotCalls"]
 

@@ -8,7 +8,8 @@ from dataclasses import asdict, fields
 from typing import Any, Dict, Iterator, List, Optional
 
 from esperd.errors import EsperdError
-from esperd.values import Controller, Gates, Slot, SlotConfig
+from esperd.settings import Gates, SlotConfig
+from esperd.values import Controller, Slot
 
 COOLDOWN = ("PRUNED", "EMBARGOED", "RESETTING")
 

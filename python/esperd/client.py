@@ -22,7 +22,6 @@ from typing import Any, Dict, Optional, Sequence, SupportsFloat, SupportsIndex, 
 from esperd import _launch
 from esperd._arguments import GatesArgument, OutcomesArgument, SlotsArgument, configuration_of, fraction, name_of, octets, one_of, outcomes_of, text, whole
 from esperd._calls import RESET, RESUME, Calls
-from esperd._cuda import uuid_of_torch
 from esperd._ending import failure_of
 from esperd._family import MAIN, Family
 from esperd._faults import OnFatal, watch
@@ -148,7 +147,7 @@ def connect(
         ordering=ordering,
         residency=bool(residency),
         arena=bool(arena),
-        gpu=uuid_of_torch() if arena else "",
+        gpu=_gpu() if arena else "",
     )
     family = Family(trainer, Client)
     client = family.open(MAIN, configuration_of(slots, gates, auto_forward), mark=mark or b"")
@@ -163,6 +162,12 @@ def connect(
         family.close(failure_of(error))
         raise
     return client
+
+
+def _gpu() -> str:
+    from esperd._cuda import uuid_of_torch
+
+    return uuid_of_torch()
 
 
 def _tell_of_before(client: "Client") -> None:

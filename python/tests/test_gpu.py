@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import types
 import unittest
 from unittest import mock
 
@@ -69,6 +70,25 @@ if importlib.util.find_spec("torch") and stubgpu.COMPILER:
                     os.ftruncate(fd, c["size"])
                     os.pwrite(fd, bytes([c["serial"]]), 0)
             return iter([self.fds[c["serial"]] for c in o["chunks"]])
+
+    class Torch(unittest.TestCase):
+        """What the other tests replace, as far as it goes without a GPU."""
+
+        def test_a_torch_without_cuda(self):
+            self.assertIsNone(_torch_gpu.current())
+            self.assertIsNone(_torch_gpu.of(torch.zeros(1)))
+
+        def test_a_torch_with_it(self):
+            waited = []
+            gpu = types.SimpleNamespace(is_cuda=True, device=types.SimpleNamespace(index=1))
+            with mock.patch.multiple(torch.cuda, is_available=lambda: True, current_device=lambda: 1, synchronize=waited.append,
+                                     current_stream=lambda ordinal: types.SimpleNamespace(cuda_stream=70 + ordinal)):
+                with mock.patch.object(torch.version, "cuda", "12.4"):
+                    self.assertEqual((_torch_gpu.current(), _torch_gpu.of(gpu), _torch_gpu.stream(2)), (1, 1, 72))
+                    _torch_gpu.wait(3)
+                self.assertEqual((_torch_gpu.current(), _torch_gpu.of(gpu)), (None, None), "AMD's are no GPUs of libcuda")
+            self.assertEqual(waited, [3])
+            self.assertEqual(torch.device(_torch_gpu.device(1)), torch.device("cuda", 1))
 
     class Mapping(StubTest):
         """Without an esperd."""
