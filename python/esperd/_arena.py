@@ -192,8 +192,8 @@ class Arena:
         for name, fingerprint in zip(named, prints):
             self._held.append({"name": name, "kind": kind, "fingerprint": fingerprint, **({"shard": shard} if shard else {})})
         if not more:
-            held, self._held = self._held, []
             self._wait()
+            held, self._held = self._held, []
             self._ask("/v1/attest", {"tensors": held})
 
     def _leave(self, slot: str) -> None:
@@ -221,7 +221,9 @@ class Arena:
         if self._memory is not None and not self._behind:
             return
         with _handover.Handover(self._trainer, self._model) as h:
-            old, name = self._mapped, h.offer["arena"]
+            old, name = self._mapped, h.offer.get("arena")
+            if not name:
+                raise EsperdError("the arena has no name: this esperd is older than its client; start one of the same release")
             new = mapped(h.offer) if old is None or name != self._name else old
             new.follow(h.offer["chunks"], h.files())
         if new is not old:

@@ -274,11 +274,12 @@ if importlib.util.find_spec("torch") and stubgpu.COMPILER:
             (on_host,) = self.connect(self.world(device="host"))
             want = self.bits(self.grown(on_host))
             (ep,) = self.connect(self.world())
-            waits = STUB.waits
             seed = self.grown(ep)
-            self.assertGreater(STUB.waits, waits, "torch's kernels end before esperd's begin")
             self.assertEqual(ep._memory()._mapped.__class__.__name__, "CudaMemory")
             self.assertBits(seed, want, "the same bits as on the host")
+            with mock.patch.object(_torch_gpu, "wait", side_effect=RuntimeError("a kernel of torch's failed")):
+                self.assertRaises(RuntimeError, ep.step_epoch, 1)  # torch's kernels end before esperd is asked
+                self.assertRaises(RuntimeError, ep.attest)
             ep.attest()
             optimizer = torch.optim.SGD([seed[0].weight], lr=0.1)
             seed[0](torch.ones(2, 1000)).sum().backward()

@@ -1,13 +1,15 @@
 #!/bin/sh
 # Runs all checks on this machine's GPU, and writes report.txt beside itself.
-# ESPERD_DEVICE=cuda:N for another GPU than the first; PYTHON for another Python.
+# ESPERD_DEVICE=cuda:N for another GPU than the first; PYTHON for another Python
+# than the one on PATH.
 cd "$(dirname "$0")" || exit 1
+export PYTHON="${PYTHON:-$(command -v python3)}"
 export ESPERD_REQUIRE=cuda,torch ESPERD_BINARY=./esperd ESPERD_TRAINER=./trainer.py
 export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
 {
   echo "esperd $(cat version.txt), $(date -u +%Y-%m-%dT%H:%MZ), $(uname -srm)"
   nvidia-smi --query-gpu=name,driver_version,memory.total,uuid --format=csv,noheader 2>&1
-  "${PYTHON:-/usr/bin/python3}" -c 'import sys, torch; print("python %s, torch %s, CUDA %s" % (sys.version.split()[0], torch.__version__, torch.version.cuda))' 2>&1
+  "$PYTHON" -c 'import sys, torch; print("python %s, torch %s, CUDA %s" % (sys.version.split()[0], torch.__version__, torch.version.cuda))' 2>&1
   ./gpu.test -test.v -test.count=1
   echo "exit status $?"
 } 2>&1 | tee report.txt

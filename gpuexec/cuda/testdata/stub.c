@@ -17,7 +17,7 @@
 
 typedef int CUresult;
 typedef uint64_t CUdeviceptr;
-enum { OK = 0, INVALID = 1, OOM = 2, NOT_INIT = 3, NO_DEVICE = 100, BAD_DEVICE = 101, NO_CONTEXT = 201, BAD_PTX = 218, BAD_HANDLE = 400, NOT_FOUND = 500 };
+enum { OK = 0, INVALID = 1, OOM = 2, NOT_INIT = 3, NO_DEVICE = 100, BAD_DEVICE = 101, NO_CONTEXT = 201, BAD_PTX = 218, BAD_HANDLE = 400, NOT_FOUND = 500, MISALIGNED = 716 };
 
 // ---- What a test sets, and looks at. ----
 
@@ -316,9 +316,10 @@ static void uniform_kernel(int kind, char *dst, u64 n, u64 key, u64 stream_, flo
     if (kind == 2) ((u16 *)dst)[i] = bits_bf16(f);
   }
 }
-static void fingerprint_kernel(const u8 *base, const struct segment *segments, u32 count, struct sum *sums) {
+static CUresult fingerprint_kernel(const u8 *base, const struct segment *segments, u32 count, struct sum *sums) {
   for (u32 s = 0; s < count; s++) {
     struct sum a = {0, 0};
+    if (((u64)base + segments[s].offset) % 16) return sticky = MISALIGNED;
     for (u64 at = 0; at < segments[s].bytes; at += 16) {
       u64 w[2] = {0, 0}, rest = segments[s].bytes - at;
       memcpy(w, base + segments[s].offset + at, rest < 16 ? rest : 16);
@@ -326,6 +327,7 @@ static void fingerprint_kernel(const u8 *base, const struct segment *segments, u
     }
     sums[s] = a;
   }
+  return OK;
 }
 static void table_kernel(struct header *h, struct entry *table, u32 slots, const struct updates *all) {
   for (u32 i = 0; i < all->count; i++) {
@@ -348,8 +350,7 @@ CUresult cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned
     return OK;
   case 3:
     if ((u64)gx > ARG(u32, 2) + 1ull) return INVALID;
-    fingerprint_kernel(ARG(u8 *, 0), ARG(struct segment *, 1), ARG(u32, 2), ARG(struct sum *, 3));
-    return OK;
+    return fingerprint_kernel(ARG(u8 *, 0), ARG(struct segment *, 1), ARG(u32, 2), ARG(struct sum *, 3));
   case 4:
     if (gx != 1) return INVALID;
     table_kernel(ARG(struct header *, 0), ARG(struct entry *, 1), ARG(u32, 2), &ARG(struct updates, 3));
