@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, SupportsIndex
 
 from esperd._arguments import one_of, slot_path, text, whole
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["MemoryCalls"]
 
 _REASON_BYTES_MAX = 1024
+
+_log = logging.getLogger("esperd")
 
 
 class MemoryCalls:
@@ -118,8 +121,12 @@ class MemoryCalls:
             self._memory().attest(tensors or {}, shard, kind, more)
 
     def _memory_ends(self) -> None:
-        if self._arena is not None:
-            self._arena.close()
+        """What is bound becomes the trainer's own, where it would end with esperd."""
+        try:
+            if self._arena is not None:
+                self._arena.close()
+        except Exception as error:  # the trainer ends, and esperd is still to be told
+            _log.warning("modules are left in memory that ends with esperd: %s", error)
 
     def _memory(self) -> "Arena":
         from esperd._arena import Arena  # and so ctypes, for whom it is there

@@ -1,9 +1,13 @@
 #!/bin/sh
 # Runs all checks on this machine's GPU, and writes report.txt beside itself.
-# ESPERD_DEVICE=cuda:N for another GPU than the first; PYTHON for another Python
-# than the one on PATH.
+# ESPERD_DEVICE=cuda:N for another GPU than the first; PYTHON for a Python that has
+# torch, if neither the one on PATH nor /usr/bin/python3 is to be used.
 cd "$(dirname "$0")" || exit 1
-export PYTHON="${PYTHON:-$(command -v python3)}"
+if [ -z "$PYTHON" ]; then
+  PYTHON=python3
+  "$PYTHON" -c 'import torch' 2>/dev/null || PYTHON=/usr/bin/python3
+fi
+export PYTHON
 export ESPERD_REQUIRE=cuda,torch ESPERD_BINARY=./esperd ESPERD_TRAINER=./trainer.py
 export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}"
 {
