@@ -84,6 +84,24 @@ func TestTheNextFenceNamesWhoDiffers(t *testing.T) {
 	require.Equal(t, map[string]string{"[1]": "[w]", "[3]": "[more w]", "half0[1]": "[flat]", "half1[3]": "[flat]"}, seen)
 }
 
+// However soon the next fence is: also between the end of a comparison and its
+// report.
+func TestADifferenceIsNeverAFenceLate(t *testing.T) {
+	j := newJob(t, 2)
+	j.log.Record()
+	all := j.trainers()
+	for n := range int64(100) {
+		for _, tr := range all {
+			differs := tr.fenceAt(n).fence(t).Differs
+			require.Equal(t, n > 0, len(differs) == 1, "fence %d: %v", n, differs)
+		}
+		for i := range all {
+			rank := len(all) - 1 - i // so that the comparison begins as the fence comes
+			all[rank].attests(tensor("w", fmt.Sprint(rank))).ok(t)
+		}
+	}
+}
+
 func TestAttestationsThatCannotBeTaken(t *testing.T) {
 	j := newJob(t, 2)
 	all := j.trainers()
