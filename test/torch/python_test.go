@@ -29,9 +29,11 @@ func TestPythonClient(t *testing.T) {
 			cmd.Dir = filepath.Join(root, "python")
 			cmd.Env = environment(t.TempDir())
 			out, err := cmd.CombinedOutput()
+			if strings.Contains(string(out), "\nRan 0 tests") { // newer Pythons make an error of it
+				missing(t, name+" needs torch, and gcc for the stub of libcuda")
+			}
 			require.NoError(t, err, "%s", out)
 			require.NotContains(t, string(out), "skipped", "a test that could not run")
-			require.NotContains(t, string(out), "Ran 0 tests")
 		})
 	}
 }
