@@ -34,6 +34,7 @@ class _Bound(NamedTuple):
     shape: Tuple[int, ...]
     parameter: int  # offsets in the arena, bytes
     gradient: int
+    master: Optional[int]  # None: none is declared
 
 
 class _Seat(NamedTuple):
@@ -42,6 +43,7 @@ class _Seat(NamedTuple):
     module: Any
     seed: int
     bound: Tuple[_Bound, ...]
+    masters: Dict[str, Any]
 
 
 class Arena:
@@ -74,17 +76,20 @@ class Arena:
         self._catch_up()
         if view.get("lost") and contents != "module":
             raise ArenaLost(f"attach: the contents of seed {view['seed']} in slot {slot} were lost with an esperd or left by a rewind: load them into the module, and attach it with contents=\"module\"")
-        bound = tuple(_Bound(t["name"], t["dtype"], tuple(t["shape"]), t["parameter"], t["gradient"]) for t in view["tensors"])
+        bound = tuple(_Bound(t["name"], t["dtype"], tuple(t["shape"]), t["parameter"], t["gradient"], t.get("master")) for t in view["tensors"])
         for (_, p), b in zip(parameters, bound):
             if p.device != self._memory.device:
                 raise ConfigMismatch(f"attach: {b.name} is on {p.device}, and the arena on {self._memory.device}: move the module there first, or start esperd with another --device (a GPU's is the one that was torch's current one in esperd.connect())")
+        masters = {b.name: self._master_at(b).detach() for b in bound if b.master is not None}
         with torch.no_grad():
             for (_, p), b in zip(parameters, bound):
                 place = self._at(b.parameter, b)
                 if contents == "module":
                     place.copy_(p.data)
+                    if b.name in masters:
+                        masters[b.name].copy_(p.data)
                 p.data, p.grad = place, self._at(b.gradient, b)
-        self._seats[slot] = _Seat(module, view["seed"], bound)
+        self._seats[slot] = _Seat(module, view["seed"], bound, masters)
         if view.get("lost"):
             self.loaded(slot)
 
@@ -180,6 +185,11 @@ class Arena:
         at = _HEADER_BYTES + self._slot_names.index(slot) * _ENTRY_BYTES + _ALPHA_AT
         return self._memory[at : at + 4].view(torch.float32)[0]
 
+    def masters(self, slot: str) -> Dict[str, Any]:
+        if slot not in self._seats:
+            raise Refused(f"masters: no module is attached in slot {slot!r}: attach one first")
+        return dict(self._seats[slot].masters)
+
     def forget(self, optimizer: Any, slot: str) -> None:
         for p in self._gone.pop(slot, []):
             optimizer.state.pop(p, None)
@@ -199,9 +209,12 @@ class Arena:
     def _leave(self, slot: str) -> None:
         """Take a module out of memory that is another seed's from now on."""
         seat = self._seats.pop(slot)
-        self._gone[slot] = list(seat.module.parameters())
+        self._gone[slot] = [*seat.module.parameters(), *seat.masters.values()]
         for p in self._gone[slot]:
             p.data, p.grad = p.data.clone(), None
+
+    def _master_at(self, b: _Bound) -> Any:
+        return self._at(b.master or 0, b._replace(dtype="float32"))
 
     def _at(self, offset: int, b: _Bound) -> Any:
         import torch
@@ -252,6 +265,10 @@ class Arena:
                     if p.grad is not None:
                         gradient.copy_(p.grad)
                     p.data, p.grad = place, gradient
+                    if b.name in seat.masters:
+                        place, m = self._master_at(b), seat.masters[b.name]
+                        place.copy_(m.data)
+                        m.data = place
 
     def _fingerprints(self, tensors: List[Any]) -> List[str]:
         """Have tensors fingerprinted where they are."""

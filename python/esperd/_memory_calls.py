@@ -98,6 +98,19 @@ class MemoryCalls:
         device. It changes with each fence, by itself, and always is the same one."""
         return self._memory().alpha(text("slot", slot))
 
+    def masters(self, slot: str) -> Dict[str, Any]:
+        """Return the float32 copies of the parameters of the module that is
+        attached in a slot, by name: those that are declared (``Tensor(...,
+        master=True)``). They begin as the log's initial numbers, not rounded, or
+        with ``contents="module"`` as the module's. They stay the same tensors, to
+        be given to an optimizer; copying them to the parameters after its step,
+        and loading them before :meth:`loaded`, is the trainer's work.
+
+        Raises:
+            Refused: no module is attached there.
+        """
+        return self._memory().masters(text("slot", slot))
+
     def forget(self, optimizer: Any, slot: str) -> None:
         """Drop an optimizer's state of the seed that was pruned in a slot last."""
         self._memory().forget(optimizer, text("slot", slot))

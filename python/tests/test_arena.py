@@ -88,6 +88,42 @@ if importlib.util.find_spec("torch"):
                 self.assertTrue(torch.equal(p, want) and torch.equal(q, want))
                 self.assertEqual(p.data_ptr(), q.data_ptr())
 
+        def test_float32_copies_of_what_is_half(self):
+            world = World(self, 1)
+            half = esperd.Blueprint("half", (esperd.Tensor("weight", (5, 6), dtype="bfloat16", uniform=0.25, master=True), esperd.Tensor("bias", (5,), dtype="bfloat16")))
+            (ep,) = world.connect(self, slots={"a": esperd.SlotConfig(blueprints=(half,))}, gates=esperd.Gates(permissive=True), arena=True)
+            ep.germinate("a", "half")
+            ep.advance("a")
+            ep.step_epoch(0)
+            self.assertRaisesRegex(esperd.Refused, "attach", ep.masters, "a")
+            seed = nn.Linear(6, 5).bfloat16()
+            ep.attach(seed, slot="a")
+            masters = ep.masters("a")
+            self.assertEqual(list(masters), ["weight"])
+            master = masters["weight"]
+            self.assertEqual((master.dtype, master.shape), (torch.float32, (5, 6)))
+            self.assertTrue(torch.equal(master.bfloat16(), seed.weight), "the same numbers,")
+            self.assertFalse(torch.equal(master, seed.weight.float()), "not rounded")
+            optimizer = torch.optim.SGD([master], lr=0.5, momentum=0.9)
+            master.grad = torch.full((5, 6), 1e-4)
+            optimizer.step()
+            with torch.no_grad():
+                seed.weight.copy_(master)
+            want = master.clone()
+            world.kill(0)
+            world.start(0)
+            self.assertTrue(ep.step_epoch(1).moved)
+            self.assertIs(ep.masters("a")["weight"], master)
+            again = nn.Linear(6, 5).bfloat16()
+            ep.attach(again, slot="a")
+            self.assertTrue(torch.equal(ep.masters("a")["weight"], want), "it is in the new esperd's arena")
+            self.assertTrue(torch.equal(again.weight, want.bfloat16()))
+            with torch.no_grad():
+                again.weight.fill_(0.5)
+            ep.attach(again, slot="a", contents="module")
+            self.assertTrue(torch.equal(ep.masters("a")["weight"], torch.full((5, 6), 0.5)))
+            self.assertTrue(torch.equal(master, torch.full((5, 6), 0.5)), "both are views of one memory")
+
         def test_a_rewind_asks_for_the_contents(self):
             _, ep = self.grown()
             seed = module()
