@@ -99,6 +99,8 @@ type Call struct {
 	Site         string        `json:"site,omitempty" maxLength:"256" doc:"where the trainer called from, as train.py:88"`
 	Observations []Observation `json:"observations,omitempty" doc:"what was observed since the last answered call, oldest first; of a slot that is there twice, a later field replaces the earlier one"`
 
+	Since uint64 `json:"since,omitempty" doc:"of a fence: index of the answer of the session's last one, whose slots the client has kept: this one's lists only those that have changed, if it says so; absent: all"`
+
 	Outcomes []events.Outcome `json:"outcomes,omitempty" doc:"mode observe only: what the trainer did by itself, to the call's slot, or at a step to all slots"`
 }
 
@@ -163,7 +165,9 @@ type Fence struct {
 	Differs   []Difference  `json:"differs,omitempty" doc:"what devices have been found to hold since the last fence that is not what most ranks hold"`
 
 	Changes []Change `json:"changes" doc:"slots whose seed, stage, alpha or frozen flag changed since the last fence, in slot order"`
-	Slots   []Slot   `json:"slots" doc:"every slot at this fence, in slot order"`
+	Slots   []Slot   `json:"slots" doc:"every slot at this fence, in slot order; with since, those whose record is not what it was then"`
+
+	Since uint64 `json:"since,omitempty" doc:"index of the fence at which the slots that are not listed were what they are now; absent: all are listed"`
 }
 
 // Command is one step that a fence asks of a seed's memory: of esperd's own, in

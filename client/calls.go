@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"fmt"
 	"net/url"
 	"path/filepath"
 	"runtime"
@@ -105,15 +106,55 @@ func (c *Client) decision(ctx context.Context, slot string, op events.Op, fill f
 
 func (c *Client) fenced(ctx context.Context, path string, fill func(api.Call) any) (*api.Fence, error) {
 	var f api.Fence
+	var gap error
 	err := c.call(ctx, path, fill, &f, func() uint64 {
 		c.fence++
+		gap = c.complete(&f)
 		c.slots = slices.Clone(f.Slots) // the caller keeps f
 		return f.Index
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case gap != nil:
+		return nil, gap
 	}
 	return &f, nil
+}
+
+// since is what a call says of the slots that the client has.
+func (c *Client) since(path string) uint64 {
+	if c.table == nil || strings.HasPrefix(path, slotPrefix) {
+		return 0
+	}
+	return c.table.Index
+}
+
+// complete puts the slots into a fence's answer that have not changed since the
+// last one; their controllers and metrics are the same ones. It is called with mu
+// held.
+func (c *Client) complete(f *api.Fence) error {
+	table := c.table
+	c.table = nil
+	if f.Since != 0 {
+		if table == nil || f.Since != table.Index {
+			return fmt.Errorf("entry %d came with what has changed since entry %d, whose slots this client has not kept: %w", f.Index, f.Since, errUnreadable)
+		}
+		all, changed := slices.Clone(table.Slots), f.Slots
+		for i := range all {
+			if len(changed) > 0 && changed[0].Name == all[i].Name {
+				all[i], changed = changed[0], changed[1:]
+			}
+		}
+		if len(changed) > 0 {
+			return fmt.Errorf("entry %d came with the slot %.64q, which is not in order or not one of the model's: %w", f.Index, changed[0].Name, errUnreadable)
+		}
+		f.Slots, f.Since = all, 0
+	}
+	if f.Index > 0 {
+		c.table = &api.Fence{Index: f.Index, Slots: slices.Clone(f.Slots)} // the caller keeps f
+	}
+	return nil
 }
 
 const resumePath = "/v1/resume"

@@ -64,6 +64,7 @@ type Client struct {
 	fence    uint64
 	answered bool // call 0 was
 	slots    []api.Slot
+	table    *api.Fence // the last one's answer, whose slots are not sent again; nil: none
 
 	fencedAt uint64   // index of the entry of the last fence, or of the session
 	matched  []uint64 // and of the calls since then; see remembers
@@ -210,7 +211,7 @@ func (c *Client) call(ctx context.Context, path string, fill func(api.Call) any,
 		limit = api.MarkBodyBytesMax
 	}
 	body, err := encode(fill(api.Call{Session: c.o.Incarnation, Model: c.o.Model, Call: c.next, Fence: c.fence, Site: site,
-		Observations: c.observed.Board(), Outcomes: c.told}), limit)
+		Observations: c.observed.Board(), Outcomes: c.told, Since: c.since(path)}), limit)
 	if err == nil {
 		err = c.persist(ctx, path, site, body, out)
 	}

@@ -271,6 +271,16 @@ func TestSlotsAreThoseOfTheLastAnswer(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, events.StageTraining, f.Slots[0].Stage, "an answer stays as it was")
 	require.Equal(t, events.StagePruned, c.Slots()[0].Stage)
+	f.Slots[0].Name = "the caller's"
+	for n := int64(2); n < 4; n++ { // what did not change is not sent, and there all the same
+		f, err = c.Fence(ctx, n)
+		require.NoError(t, err)
+		require.Len(t, f.Slots, 1)
+		require.Equal(t, "r0c0", f.Slots[0].Name)
+		require.Equal(t, events.StagePruned, f.Slots[0].Stage)
+		require.Zero(t, f.Since)
+		require.Equal(t, f.Slots, c.Slots())
+	}
 }
 
 func TestCallsOfManyGoroutinesAreMadeOneAfterTheOther(t *testing.T) {

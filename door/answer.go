@@ -18,9 +18,9 @@ func (s *Server) answer(t *track, found *matched, c call, list []fsm.Observation
 	case refused(e) != nil:
 		a.problem = refusal(e, index)
 	case e.Key.Op.Fence():
-		f := &api.Fence{Epoch: m.Epoch, Generation: m.Generation, Index: index, Changes: changes(t.fenced, m), Slots: api.SlotsOf(m)}
+		f := &api.Fence{Epoch: m.Epoch, Generation: m.Generation, Index: index, Changes: changes(t.fenced, m)}
 		s.fenceMemory(t, found, f)
-		a.body = f
+		a.body, a.slots = f, &fenceSlots{t.fenced, t.fencedAt, m}
 	case verdictOf(e) != nil:
 		a.body = s.decision(m, e, index, c, local)
 	default:
@@ -88,25 +88,46 @@ func refusal(e *events.Entry, index uint64) *api.Problem {
 	return p
 }
 
-// changes lists what is visibly different between two states of a model. Slots
-// that no entry touched are the same pointer, so a quiet fence costs little.
+// fenceSlots are what a fence's list of slots is made of.
+type fenceSlots struct {
+	before   *fsm.Model // at the fence before it
+	beforeAt uint64     // index of that fence's entry
+	now      *fsm.Model
+}
+
+// list returns every slot and 0, or, for a client that has kept those of the fence
+// before, at since, the ones that have changed, and since.
+func (x *fenceSlots) list(since uint64) ([]api.Slot, uint64) {
+	if since == 0 || since != x.beforeAt || x.before.Config != x.now.Config {
+		return api.SlotsOf(x.now), 0
+	}
+	out := []api.Slot{}
+	x.now.Changed(x.before, func(i int) { out = append(out, api.SlotOf(x.now, i)) })
+	return out, since
+}
+
+// changes lists what is visibly different between two states of a model, at the
+// cost of the slots that entries have touched.
 func changes(from, to *fsm.Model) []api.Change {
 	out := []api.Change{}
-	same := from.Slots.Len() == to.Slots.Len() // else another generation, with other slots
-	for i := range to.Slots.Len() {
-		if same && from.Slots.At(i) == to.Slots.At(i) {
-			continue
-		}
+	one := func(i int) {
 		now, before := api.SlotOf(to, i), api.Slot{Stage: events.StageDormant}
 		if j, ok := from.Config.Slot(now.Name); ok {
 			before = api.SlotOf(from, j)
 		}
 		replaced := now.Seed > 0 && before.Seed > 0 && (now.Seed != before.Seed || now.SeedID != before.SeedID || now.Blueprint != before.Blueprint)
 		if !replaced && now.Germinations == before.Germinations && now.Stage == before.Stage && now.Alpha == before.Alpha && now.Frozen == before.Frozen {
-			continue
+			return
 		}
 		out = append(out, api.Change{Slot: now.Name, Seed: now.Germinations, Blueprint: cmp.Or(now.Blueprint, before.Blueprint), From: before.Stage, To: now.Stage,
 			AlphaFrom: before.Alpha, Alpha: now.Alpha, Frozen: now.Frozen, Replaced: replaced})
+	}
+	if from.Config == to.Config {
+		to.Changed(from, one)
+		return out
+	}
+	for i := range to.Slots.Len() { // another generation, or one that was rebuilt
+		one(i)
 	}
 	return out
 }

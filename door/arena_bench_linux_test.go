@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -13,27 +14,14 @@ import (
 	"github.com/esperd/esperd/gpuexec/device"
 )
 
-// BenchmarkVisible is from a trainer's call of a fence that changes one alpha to
-// when the trainer sees the change in its own mapping of the arena: the whole
-// call over the socket, into a log in memory, with so many living seeds.
+// BenchmarkVisible is what a trainer waits for with so many living seeds: the
+// whole call over the socket, into a log in memory. A step changes one alpha, and
+// the trainer sees it in its own mapping of the arena; all lists every slot in
+// its answer, as for a client that keeps none. An advance changes one stage.
 func BenchmarkVisible(b *testing.B) {
 	for _, live := range []int{10, 1000} {
 		b.Run(fmt.Sprintf("live=%d", live), func(b *testing.B) {
-			j := newJob(b, 1, onHost(1<<30))
-			tr := j.trainers(arena, func(r *api.SessionRequest) {
-				conv := r.Slots[0].Blueprints
-				r.Slots, r.Residency = nil, false
-				for i := range live {
-					r.Slots = append(r.Slots, api.SlotRequest{Name: fmt.Sprint("s", i), Blueprints: conv})
-				}
-			})[0]
-			for i := range live {
-				tr.germinate(fmt.Sprint("s", i), members{"tempo": 1 << 20, "blend": "linear"}).ok(b)
-				tr.advance(fmt.Sprint("s", i)).ok(b)
-			}
-			tr.step(0, measured("s0", health(0.9))).ok(b)
-			require.True(b, tr.advance("s0").decision(b).Passed)
-			tr.step(1).ok(b)
+			tr := liveTrainer(b, live)
 			conn, _ := tr.upgrade(members{"session": tr.req.Incarnation})
 			o, err := device.Receive(conn)
 			require.NoError(b, err)
@@ -46,14 +34,50 @@ func BenchmarkVisible(b *testing.B) {
 			view := decodeAs[api.View](b, tr.attaches("s0", weight).ok(b).body)
 			seen := func() float32 { return math.Float32frombits(binary.LittleEndian.Uint32(mem[view.Entry+16:])) }
 			epoch, before := int64(2), seen()
-			for b.Loop() {
-				a := tr.step(epoch)
-				now := seen()
-				if epoch++; a.status != 200 || now <= before {
-					b.Fatalf("alpha %v after %v: %.300s", now, before, a.body)
+			step := func(b *testing.B, keeps bool) {
+				for b.Loop() {
+					more := members{}
+					if keeps {
+						more["since"] = tr.fenced
+					}
+					a := tr.step(epoch, more)
+					now := seen()
+					if epoch++; a.status != 200 || now <= before {
+						b.Fatalf("alpha %v after %v: %.300s", now, before, a.body)
+					}
+					before = now
 				}
-				before = now
 			}
+			b.Run("step", func(b *testing.B) { step(b, true) })
+			b.Run("all", func(b *testing.B) { step(b, false) })
+			b.Run("advance", func(b *testing.B) {
+				gates, stages := []string{"G3", "G2"}, []string{"HOLDING", "BLENDING"}
+				for i := 0; b.Loop(); i++ {
+					if a := tr.verdict("s0", gates[i%2]); !strings.Contains(a.body, `"stage":"`+stages[i%2]) {
+						b.Fatalf("%.300s", a.body)
+					}
+				}
+			})
 		})
 	}
+}
+
+// liveTrainer has so many seeds in TRAINING, but the first one's alpha rises.
+func liveTrainer(b *testing.B, live int) *trainer {
+	j := newJob(b, 1, onHost(1<<30))
+	tr := j.trainers(arena, func(r *api.SessionRequest) {
+		conv := r.Slots[0].Blueprints
+		r.Slots, r.Residency = nil, false
+		for i := range live {
+			r.Slots = append(r.Slots, api.SlotRequest{Name: fmt.Sprint("s", i), Blueprints: conv})
+		}
+	})[0]
+	for i := range live {
+		tr.germinate(fmt.Sprint("s", i), members{"tempo": 1 << 20, "blend": "linear"}).ok(b)
+		tr.advance(fmt.Sprint("s", i)).ok(b)
+	}
+	tr.step(0, measured("s0", health(0.9))).ok(b)
+	require.True(b, tr.advance("s0").decision(b).Passed)
+	tr.step(1).ok(b)
+	return tr
 }

@@ -30,11 +30,19 @@ type answered struct {
 	index   uint64
 	body    any // *api.Decision, *api.Done or *api.Fence
 	problem *api.Problem
+	slots   *fenceSlots // what the fence's list is made of, for each client that asks; nil: it has one, or is no fence
 }
 
-func (a *answered) result() (any, error) {
+// result is the answer for a client that has kept the slots of the fence at
+// since; 0: of none.
+func (a *answered) result(since uint64) (any, error) {
 	if a.problem != nil {
 		return nil, a.problem
+	}
+	if f, ok := a.body.(*api.Fence); ok && a.slots != nil {
+		whole := *f
+		whole.Slots, whole.Since = a.slots.list(since)
+		return &whole, nil
 	}
 	return a.body, nil
 }
@@ -70,7 +78,7 @@ func (s *Server) numbered(ctx context.Context, c call) (any, error) {
 		return nil, s.evidence(ctx, p, t.model)
 	}
 	s.metrics.answered(op, a.body, a.problem)
-	return a.result()
+	return a.result(c.Since)
 }
 
 func (s *Server) answerCall(ctx context.Context, t *track, c call) (*answered, *api.Problem) {

@@ -23,7 +23,7 @@ from esperd._site import call_site
 from esperd._trainer import FOLLOW, KEYED, STRICT, WARN, Trainer
 from esperd._unnumbered import Unnumbered
 from esperd.errors import DecisionTimeout, Diverged, EsperdError, Refused, Unavailable
-from esperd.values import Fence, Session, Slot, slots_of
+from esperd.values import Fence, Session, Slot, kept_at, slots_of
 
 # Answers after which a call may or may not be in the log.
 _OUTCOME_UNKNOWN = (DecisionTimeout, Diverged, Unavailable)
@@ -75,6 +75,7 @@ class Calls:
         self._session: Optional[Session] = None
         self._slots: Optional[Dict[str, Slot]] = None  # at the last answered call; None: those of the fence, or to be asked for
         self._fence: Optional[Fence] = None  # the answer of the last call, if that was one
+        self._table: Optional[Fence] = None  # the last fence's, whose slots are not sent again
         self._word = _word.NO_WORD
         self._mark = b""
         _living.add(self)
@@ -105,10 +106,14 @@ class Calls:
         with self._lock:
             answer = self._number(path, arguments, site, read, fences, begins)
             if isinstance(answer, Fence):
-                self._fence = answer
+                self._fence = self._table = answer
                 if begins:
                     self._session = dataclasses.replace(self.session, epoch=answer.epoch, index=answer.index)
             return answer
+
+    def read_fence(self, d: _Json) -> Fence:
+        """Read the answer to a fence."""
+        return Fence.of(d, self._table)
 
     def checkpoint(self) -> Mark:
         """Take a mark of where the model stands."""
@@ -175,6 +180,8 @@ class Calls:
     def _number(self, path: str, arguments: _Json, site: str, read: Callable[[_Json], _T], fences: bool, begins: bool) -> _T:
         place = self._place
         body: _Json = {"session": self._trainer.incarnation, "model": self._model, "call": place.call, "fence": place.fence, "site": site, **arguments}
+        if fences and kept_at(self._table):
+            body["since"] = kept_at(self._table)
         observations = self.riders.board()
         if observations:
             body["observations"] = observations

@@ -433,7 +433,7 @@ class Client(SlotCalls, MemoryCalls):
             return self._calls.tell_fence(path, arguments, epoch, begins)
         if self._arena is not None:
             self._memory().before_fence()
-        fence = self._calls.call(path, arguments, Fence.of, fences=True, begins=begins)
+        fence = self._calls.call(path, arguments, self._calls.read_fence, fences=True, begins=begins)
         if fence.arena is not None:
             fence.__dict__["lost"], fence.__dict__["moved"] = self._memory().fenced(fence, fence.arena)
         return fence

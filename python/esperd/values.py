@@ -392,10 +392,12 @@ class Fence:
     arena: Optional[_Json] = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, d: _Json) -> Fence:
+    def of(cls, d: _Json, last: Optional[Fence] = None) -> Fence:
+        """Read an answer, of which slots may be left out that are what they were at
+        the last one."""
         # A Slot for each of hundreds takes longer than the fence, and few trainers look at them.
-        changes, slots = tuple([Change.of(c) for c in d["changes"]]), d["slots"]
-        f = _made(cls, epoch=d["epoch"], index=d["index"], changes=changes, active_set=d.get("active_set", ""), arena=d.get("arena"), _unread=slots)
+        changes, unread = tuple([Change.of(c) for c in d["changes"]]), _unread(d, last)
+        f = _made(cls, epoch=d["epoch"], index=d["index"], changes=changes, active_set=d.get("active_set", ""), arena=d.get("arena"), _unread=unread)
         for name, kind in _FENCE_LISTS:
             if name in d:  # seldom
                 f.__dict__[name] = tuple(kind.of(x) for x in d[name])
@@ -409,12 +411,35 @@ class Fence:
             if name != "slots" or unread is None:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             try:
-                slots = self.__dict__["slots"] = slots_of({"slots": unread})
+                if isinstance(unread, Exception):
+                    raise unread
+                slots = {n: s if isinstance(s, Slot) else Slot.of(s) for n, s in unread.items()}
             except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
                 from esperd.errors import EsperdError  # which needs this module
 
                 raise EsperdError(f"entry {self.index} came with slots that this client does not understand: {type(error).__name__}: {error}") from error
-            return slots
+            self.__dict__["_unread"] = slots  # the next fence's need not be read again
+            own = self.__dict__["slots"] = dict(slots)
+            return own
+
+
+def kept_at(fence: Optional[Fence]) -> int:
+    """Return the index of a fence whose slots need not be sent again; 0: none."""
+    return fence.index if fence is not None and isinstance(fence.__dict__.get("_unread"), dict) else 0
+
+
+def _unread(d: _Json, last: Optional[Fence]) -> Union[_Json, Exception]:
+    """Return every slot of a fence's answer by name, as it came or as it was read
+    before; an error to be raised when somebody looks at them, since the fence
+    itself holds."""
+    try:
+        slots: _Json = {s["name"]: s for s in d["slots"]}
+        since = d.get("since", 0)
+        if since and (last is None or since != kept_at(last) or not slots.keys() <= last.__dict__["_unread"].keys()):
+            raise ValueError(f"expected every slot, or those that changed since entry {kept_at(last)}, got some since {since}")
+        return {**last.__dict__["_unread"], **slots} if since and last is not None else slots
+    except (KeyError, TypeError, ValueError) as error:
+        return error
 
 
 _FENCE_LISTS: Tuple[Tuple[str, Any], ...] = (("plan", Command), ("differs", Difference))

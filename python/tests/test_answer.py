@@ -365,6 +365,38 @@ class Values(DoorTest):
         self.assertEqual(ep.slots(), fence.slots)
         self.assertEqual(len(self.door.sessions()), 1)
 
+    def test_slots_that_have_not_changed_are_kept(self):
+        other = {**SLOT, "stage": "HOLDING"}
+        ep = self.connect(mode="follow")
+        for epoch, (answer, since) in enumerate([
+            ({"index": 9, "slots": [SLOT, EMPTY]}, None),
+            ({"index": 11, "slots": [other], "since": 9}, 9),
+            ({"index": 12, "slots": [], "since": 11}, 11),
+            ({"index": 14, "slots": [SLOT, EMPTY]}, 12),  # all, though some would do
+        ]):
+            self.door.play(lambda peer, _, a=answer: peer.answer({**FENCE, **a}))
+            fence = ep.step_epoch(epoch)
+            self.assertEqual(self.door.of("call")[-1].body.get("since"), since)
+            with mock.patch.object(esperd.Slot, "of", side_effect=esperd.Slot.of) as of:
+                got = {name: s.stage for name, s in fence.slots.items()}
+            self.assertEqual(of.call_count, len(answer["slots"]), "the others were read before")
+            self.assertEqual(got, {"r0c0": "HOLDING" if epoch in (1, 2) else "BLENDING", "r0c1": "DORMANT"})
+            self.assertEqual(ep.slots(), fence.slots)
+            fence.slots.clear()  # it is the caller's
+
+    def test_changes_since_another_fence(self):
+        ep = self.connect()
+        for first, bad in ((FENCE, {"since": 8}), (FENCE, {"since": 9, "slots": [{**SLOT, "name": "r9"}]}), ({**FENCE, "slots": 3}, {"since": 9})):
+            with self.subTest(bad=bad):
+                for epoch, answer in enumerate((first, {**FENCE, "index": 11, "slots": [SLOT], **bad}, {**FENCE, "index": 13})):
+                    self.door.play(lambda peer, _, a=answer: peer.answer(a))
+                    fence = ep.step_epoch(epoch)
+                    if epoch == 1:
+                        with self.assertRaisesRegex(esperd.EsperdError, "entry 11 came with slots .*expected every slot, or those that changed since entry"):
+                            fence.slots
+                self.assertNotIn("since", self.door.of("call")[-1].body, "it has none, and asks for all")
+                self.assertEqual(fence.slots, self.by_hand().slots)
+
     def test_slots_that_nobody_understands(self):
         for slots in (3, [3], [{}], [{**SLOT, "alpha": "x"}], [{**SLOT, "controller": 3}], [{**SLOT, "alpha": 10**400}], [{**SLOT, "name": []}]):
             with self.subTest(slots=slots):
