@@ -126,7 +126,18 @@ type Rank struct {
 // missing.
 type Arrivals struct {
 	Waiting     []Arrival     `json:"waiting"`
+	Unattested  []Unattested  `json:"unattested,omitempty" doc:"attestations that ranks have left out in this round, the last ones"`
 	Unreachable []Unreachable `json:"unreachable" doc:"nodes that could not be asked"`
+}
+
+// Unattested is a fence at which some ranks handed in what their devices hold,
+// and some have not.
+type Unattested struct {
+	Model   string   `json:"model"`
+	Index   uint64   `json:"index" doc:"of the fence's entry"`
+	Missing []uint64 `json:"missing" doc:"ranks that have not"`
+	Seconds float64  `json:"seconds" doc:"since the first one did"`
+	Over    bool     `json:"over,omitempty" doc:"the others were compared without them"`
 }
 
 // Arrival is one rank that waits in a call or for a round.

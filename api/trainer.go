@@ -162,7 +162,7 @@ type Fence struct {
 	Plan      []Command     `json:"plan,omitempty" doc:"what the changes mean for the seeds' memory, in the order in which to do it; absent in the mode observe"`
 	ActiveSet events.Digest `json:"active_set,omitzero" doc:"digest of what is active: slots, seeds, tensors, flags, alphas"`
 	Arena     *Arena        `json:"arena,omitempty" doc:"what became of this rank's arena; absent without one"`
-	Differs   []Difference  `json:"differs,omitempty" doc:"what devices have been found to hold since the last fence that is not what most ranks hold"`
+	Differs   []Difference  `json:"differs,omitempty" doc:"what devices have been found to hold since the last fence that is not what most ranks hold, or what the log says"`
 
 	Changes []Change `json:"changes" doc:"slots whose seed, stage, alpha or frozen flag changed since the last fence, in slot order"`
 	Slots   []Slot   `json:"slots" doc:"every slot at this fence, in slot order; with since, those whose record is not what it was then"`
@@ -208,7 +208,7 @@ type Difference struct {
 	What    string   `json:"what" enum:"active,tensors"`
 	Shard   string   `json:"shard,omitempty"`
 	Ranks   []uint64 `json:"ranks"`
-	Tensors []string `json:"tensors,omitempty" doc:"those that differ, as slot/tensor"`
+	Tensors []string `json:"tensors,omitempty" doc:"those that differ, as slot/tensor; of the active set, the slots of which the device's table said something else than the log"`
 }
 
 // Change is one slot's difference between two fences.

@@ -44,11 +44,7 @@ func (s *Server) arenaCalls(a huma.API) {
 
 // withMemory returns a track that has an executor, with its memory's mu held.
 func (s *Server) withMemory(session, model string) (*track, *api.Problem) {
-	ses, p := s.sessions.find(session)
-	if p != nil {
-		return nil, p
-	}
-	t, p := ses.opened(model)
+	_, t, p := s.track(session, model)
 	if p != nil {
 		return nil, p
 	}

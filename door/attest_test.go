@@ -144,3 +144,29 @@ func TestTheArenaIsAttested(t *testing.T) {
 	require.Equal(t, uint64(2), last.Ranks)
 	require.Empty(t, last.Missing)
 }
+
+// Who has not handed in what the others have can be seen while they wait.
+func TestWhoHasNotAttestedIsSeen(t *testing.T) {
+	j := newJob(t, 3)
+	all := j.trainers()
+	look := func(rank int) (a api.Arrivals) {
+		require.NoError(t, j.admins(rank)["admin door"].Get(j.ctx(), "/v1/arrivals", &a))
+		return a
+	}
+	for _, tr := range all {
+		tr.fenceAt(1).ok(t)
+	}
+	require.Empty(t, look(1).Unattested)
+	all[0].attests(tensor("w", "0")).ok(t)
+	for rank := range all { // on every node, though rank 0's knows it
+		u := look(rank).Unattested
+		require.Len(t, u, 1)
+		require.Equal(t, []any{"main", all[0].fenced, []uint64{1, 2}, false}, []any{u[0].Model, u[0].Index, u[0].Missing, u[0].Over})
+	}
+	for _, tr := range all[1:] {
+		tr.attests(tensor("w", "0")).ok(t)
+	}
+	tr := all[0]
+	tr.fenceAt(2).ok(t) // waits for the comparison
+	require.Empty(t, look(2).Unattested)
+}

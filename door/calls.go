@@ -52,11 +52,7 @@ func (s *Server) numbered(ctx context.Context, c call) (any, error) {
 	if len(c.slot) > nameMax || !utf8.ValidString(c.slot) { // it could not stand in an entry
 		return nil, problemf(events.CodeInvalidInput, "slot: expected a name of at most %d bytes of UTF-8, got %.64q", nameMax, c.slot)
 	}
-	ses, p := s.sessions.find(c.Session)
-	if p != nil {
-		return nil, p
-	}
-	t, p := ses.opened(c.Model)
+	ses, t, p := s.track(c.Session, c.Model)
 	if p != nil {
 		return nil, p
 	}

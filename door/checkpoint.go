@@ -16,11 +16,7 @@ import (
 // on every rank that has been answered the same calls: rank 0 in the mode follow,
 // which is ahead of the others between two fences, is given the last fence's.
 func (s *Server) checkpoint(ctx context.Context, in *api.CheckpointRequest) (any, error) {
-	ses, p := s.sessions.find(in.Session)
-	if p != nil {
-		return nil, p
-	}
-	t, p := ses.opened(in.Model)
+	ses, t, p := s.track(in.Session, in.Model)
 	if p != nil {
 		return nil, p
 	}

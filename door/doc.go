@@ -26,7 +26,8 @@
 // compared behind the trainer's back. What is no numbered call is in
 // unnumbered.go: requests, busy, the end of a session; marks are in checkpoint.go,
 // the votes on the room for a seed in votes.go. What devices hold is handed in
-// in attest.go and compared by rank 0's node in gatherings.go. arena.go hands
+// in attest.go and compared by rank 0's node in gatherings.go; what their tables
+// say, at every fence, in held.go. arena.go hands
 // the seeds' memory over. How long a call waits is
 // in patience.go. A trainer that ends without a word is noticed in gone.go, also
 // if esperd was started again meanwhile (noted.go), a replica that has diverged in

@@ -13,13 +13,16 @@ import (
 	"sync"
 	"time"
 
+	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
 )
 
 const (
 	attestMax     = 5 * time.Second // how long ranks are waited for; and the log
 	gatheringsMax = 64              // at once, and done ones that are remembered
-	differShown   = 48              // tensors that are named in one comparison
+	lackingMax    = 16              // comparisons without some ranks that are remembered
+	differShown   = 48              // tensors, or slots, that are named in one comparison
 	differAsked   = 16              // ranks that are asked for theirs
 )
 
@@ -29,14 +32,24 @@ type gatherings struct {
 	open map[attestedAt]*gathering
 	done []attestedAt // the last ones
 
+	lacking []lack // the last ones that ranks have left out
+
 	// found is what the log's count will be when all that was found is in it.
 	round, found uint64
 }
 
+// lack is a comparison that was made without some ranks.
+type lack struct {
+	attestedAt
+	missing []uint64
+	since   time.Time
+}
+
 type gathering struct {
-	by   map[uint64]*attested
-	full chan struct{} // closed when all ranks are in
-	over chan struct{} // closed when the comparison is on its way to the log
+	by    map[uint64]*attested
+	since time.Time
+	full  chan struct{} // closed when all ranks are in
+	over  chan struct{} // closed when the comparison is on its way to the log
 }
 
 // answerAttested takes what another rank holds.
@@ -66,7 +79,7 @@ func (g *gatherings) take(s *Server, a *attested) {
 		if len(g.open) == gatheringsMax {
 			return
 		}
-		x = &gathering{by: map[uint64]*attested{}, full: make(chan struct{}), over: make(chan struct{})}
+		x = &gathering{by: map[uint64]*attested{}, since: time.Now(), full: make(chan struct{}), over: make(chan struct{})}
 		if g.open == nil {
 			g.open = map[attestedAt]*gathering{}
 		}
@@ -101,9 +114,32 @@ func (s *Server) gatherAttested(at attestedAt, x *gathering, members []events.Me
 
 	list := compareAttested(at, len(members), by)
 	s.nameTensors(at, list, by, members)
+	g.tellLog(s, list)
+	if m := list[len(list)-1].Missing; len(m) > 0 {
+		s.log.Warn("not all ranks have attested what their devices hold", "model", at.Model, "index", at.Index, "missing", fmt.Sprint(m[:min(len(m), 16)]))
+		g.lacks(lack{at, m, x.since})
+	}
 	g.mu.Lock()
-	if now := found(&s.replica.State().Round); g.round != at.Round || g.found < now {
-		g.round, g.found = at.Round, now
+	delete(g.open, at) // not before: a fence of rank 0 waits for what is open
+	g.mu.Unlock()
+}
+
+func (g *gatherings) lacks(l lack) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.lacking) == lackingMax {
+		g.lacking = slices.Delete(g.lacking, 0, 1)
+	}
+	g.lacking = append(g.lacking, l)
+}
+
+// tellLog has comparisons of one fence recorded. The next fence of rank 0 waits
+// until those are in the log in which ranks differ.
+func (g *gatherings) tellLog(s *Server, list []events.Attested) {
+	now, round := found(&s.replica.State().Round), list[0].Round
+	g.mu.Lock()
+	if g.round != round || g.found < now {
+		g.round, g.found = round, now
 	}
 	for _, ev := range list {
 		for _, o := range ev.Others {
@@ -113,13 +149,39 @@ func (s *Server) gatherAttested(at attestedAt, x *gathering, members []events.Me
 	g.mu.Unlock()
 	for i := range list {
 		s.replica.Report(events.Event{Attested: &list[i]})
-		if m := list[i].Missing; len(m) > 0 {
-			s.log.Warn("not all ranks have attested what their devices hold", "model", at.Model, "index", at.Index, "missing", fmt.Sprint(m[:min(len(m), 16)]))
+	}
+}
+
+// unattested lists what ranks of the open round have not handed in, the oldest
+// first.
+func (g *gatherings) unattested(round *fsm.Round) []api.Unattested {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var out []api.Unattested
+	add := func(l lack, over bool) {
+		if l.Round == round.Number && len(l.missing) > 0 {
+			out = append(out, api.Unattested{Model: l.Model, Index: l.Index, Missing: l.missing, Seconds: time.Since(l.since).Seconds(), Over: over})
 		}
 	}
-	g.mu.Lock()
-	delete(g.open, at) // not before: a fence of rank 0 waits for what is open
-	g.mu.Unlock()
+	for _, l := range g.lacking {
+		add(l, true)
+	}
+	for at, x := range g.open {
+		add(lack{at, without(x.by, len(round.Members)), x.since}, false)
+	}
+	slices.SortFunc(out, func(a, b api.Unattested) int {
+		return cmp.Or(cmp.Compare(a.Index, b.Index), cmp.Compare(a.Model, b.Model))
+	})
+	return out
+}
+
+func without(by map[uint64]*attested, world int) (out []uint64) {
+	for r := range uint64(world) {
+		if by[r] == nil {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 // settleAttested has a fence of rank 0 wait until what its trainer has handed in
@@ -174,9 +236,9 @@ func compareAttested(at attestedAt, world int, by map[uint64]*attested) []events
 	var out []events.Attested
 	differing := map[uint64]bool{}
 	root := sha256.New()
-	one := func(what, shard string, of func(*attested) (events.Digest, bool)) {
+	one := func(shard string, of func(*attested) (events.Digest, bool)) {
 		ev := base
-		ev.What, ev.Shard = what, shard
+		ev.What, ev.Shard = "tensors", shard
 		group(&ev, ranks, by, of)
 		if len(ev.Others) == 0 {
 			root.Write(binary.BigEndian.AppendUint64(nil, uint64(len(shard))))
@@ -191,7 +253,6 @@ func compareAttested(at attestedAt, world int, by map[uint64]*attested) []events
 		}
 		out = append(out, ev)
 	}
-	one("active", "", func(a *attested) (events.Digest, bool) { return a.Active, true })
 	shards := map[string]bool{}
 	for _, a := range by {
 		for shard := range a.Shards {
@@ -199,18 +260,14 @@ func compareAttested(at attestedAt, world int, by map[uint64]*attested) []events
 		}
 	}
 	for _, shard := range slices.Sorted(maps.Keys(shards)) {
-		one("tensors", shard, func(a *attested) (events.Digest, bool) {
+		one(shard, func(a *attested) (events.Digest, bool) {
 			d, ok := a.Shards[shard]
 			return d, ok || shard == "" // what all ranks hold, all have to hand in
 		})
 	}
 	whole := base
 	whole.What, whole.Value, whole.Ranks = "tensors", events.Digest(root.Sum(nil)), uint64(len(by)-len(differing))
-	for r := range uint64(world) {
-		if by[r] == nil {
-			whole.Missing = append(whole.Missing, r)
-		}
-	}
+	whole.Missing = without(by, world)
 	return append(out, whole)
 }
 
@@ -240,7 +297,7 @@ func (s *Server) nameTensors(at attestedAt, list []events.Attested, by map[uint6
 	left, asked := differShown, 0
 	for i := range list {
 		ev := &list[i]
-		if ev.What != "tensors" || len(ev.Others) == 0 || left == 0 || asked >= differAsked {
+		if len(ev.Others) == 0 || left == 0 || asked >= differAsked {
 			continue
 		}
 		most := slices.IndexFunc(members, func(m events.Member) bool {

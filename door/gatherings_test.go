@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/fsm"
 	"github.com/esperd/esperd/gpuexec/element"
 )
 
@@ -78,4 +79,21 @@ func TestDiffering(t *testing.T) {
 	require.Equal(t, []string{"a", "c", "d", "e"}, differing(list("a1 b1 c1 d1"), list("b1 c2 e1")))
 	require.Empty(t, differing(list("a1"), list("a1")))
 	require.Equal(t, []string{"a"}, differing(nil, list("a1")))
+}
+
+// Of comparisons that were made without some ranks the last ones are remembered,
+// as long as the round is open.
+func TestWhatRanksHaveLeftOut(t *testing.T) {
+	g := gatherings{open: map[attestedAt]*gathering{
+		{1, "main", 1, 30}: {by: map[uint64]*attested{0: handed(0, nil)}},
+		{1, "main", 1, 31}: {by: map[uint64]*attested{0: handed(0, nil), 1: handed(1, nil)}},
+	}}
+	for i := range uint64(lackingMax + 4) {
+		g.lacks(lack{attestedAt: attestedAt{1, "main", 1, i}, missing: []uint64{1}})
+	}
+	list := g.unattested(&fsm.Round{Number: 1, Members: make([]events.Member, 2)})
+	require.Len(t, list, lackingMax+1)
+	require.Equal(t, []any{uint64(4), true}, []any{list[0].Index, list[0].Over})
+	require.Equal(t, []any{uint64(30), false, []uint64{1}}, []any{list[lackingMax].Index, list[lackingMax].Over, list[lackingMax].Missing})
+	require.Empty(t, g.unattested(&fsm.Round{Number: 2}))
 }

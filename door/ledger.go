@@ -182,6 +182,7 @@ type nodeReport struct {
 	api.Rank
 	Divergence *api.StateDivergence     `json:"divergence,omitempty"`
 	Lifecycles map[string]events.Digest `json:"lifecycles,omitempty"` // after Index, by model; nil: an older node
+	Unattested []api.Unattested         `json:"unattested,omitempty"` // of rank 0's node
 }
 
 func (s *Server) report(model string) nodeReport {
@@ -202,6 +203,7 @@ func (s *Server) report(model string) nodeReport {
 	if d := st.Divergence; d != nil {
 		r.Divergence = s.divergenceOf(d)
 	}
+	r.Unattested = s.gatherings.unattested(&state.Round)
 	r.Lifecycles = map[string]events.Digest{}
 	for _, m := range state.Models {
 		r.Lifecycles[m.Name] = m.Digest()
@@ -267,6 +269,7 @@ func (s *Server) arrivals(ctx context.Context) api.Arrivals {
 			a.Busy = busyOf(reports, a.Missing)
 			out.Waiting = append(out.Waiting, a)
 		}
+		out.Unattested = append(out.Unattested, r.Unattested...)
 	}
 	sortArrivals(out.Waiting)
 	return out

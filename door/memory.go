@@ -63,8 +63,7 @@ type memory struct {
 	pending api.Arena // what the trainer has not been told yet
 	closed  bool      // the trainer is gone
 
-	active   events.Digest // of the active set at the last fence
-	attested []*attested   // what the trainer has handed in last, the latest last
+	attested []*attested // what the trainer has handed in last, the latest last
 }
 
 // wantsArena takes note of what a trainer asks for when it connects.
@@ -97,7 +96,6 @@ func (s *Server) openMemory(t *track) {
 	m.shut()
 	m.exec, m.closed, m.pending = gpuexec.New(gpuexec.Options{Run: t.cursor.Run, Model: t.model, Device: m.device}), false, api.Arena{}
 	r := m.exec.At(t.fenced, t.fencedAt, false)
-	m.active = r.ActiveSet
 	s.takeReport(t, r, t.cursor.Cursor(t.model).Residency > 0)
 }
 
@@ -111,7 +109,7 @@ func (s *Server) fenceMemory(t *track, found *matched, f *api.Fence) {
 	}
 	r := m.exec.At(found.after.Model(t.model), found.index, rewinds(found.entry))
 	f.ActiveSet, f.Differs = r.ActiveSet, s.differs(t, found)
-	m.active = r.ActiveSet
+	s.tellHeld(t, r.Held)
 	for _, c := range r.Commands {
 		f.Plan = append(f.Plan, api.Command{Op: c.Op.String(), Slot: c.Slot, Seed: c.Seed, Blueprint: c.Blueprint, Alpha: c.Alpha})
 	}

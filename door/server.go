@@ -74,6 +74,8 @@ type Server struct {
 
 	devices    devices
 	gatherings gatherings
+	holdings   holdings
+	heldOutbox heldOutbox
 
 	node        events.NodeID
 	rank, world uint64
@@ -121,6 +123,7 @@ func newServer(o Options) *Server {
 	s.replica.Handle(askLedger, s.answerLedger)
 	s.replica.Handle(askRecheck, s.answerRecheck)
 	s.replica.Handle(askAttested, s.answerAttested)
+	s.replica.Handle(askHeld, s.answerHeld)
 	s.replica.Handle(askTensors, s.answerTensors)
 	s.replica.Handle(askOffer, s.answerOffer)
 	s.replica.Handle(askVerdict, s.answerVerdict)

@@ -125,3 +125,29 @@ func (l *sessions) served() *session {
 	defer l.mu.Unlock()
 	return l.current
 }
+
+// track returns where a session stands in a model.
+func (s *Server) track(id, model string) (*session, *track, *api.Problem) {
+	ses, p := s.sessions.find(id)
+	if p != nil {
+		return nil, nil, p
+	}
+	t, p := ses.opened(model)
+	return ses, t, p
+}
+
+// stands returns the track of a call without a number that has a meaning only in
+// the round that is open, and none in the mode observe: it says why.
+func (s *Server) stands(session, model, op, why string) (*track, *api.Problem) {
+	_, t, p := s.track(session, model)
+	if p != nil {
+		return nil, p
+	}
+	if p := standing(s.replica.State(), t.round); p != nil {
+		return nil, p
+	}
+	if t.tells.Load() != nil {
+		return nil, problemf(events.CodeNotAuthority, "%s: in the mode observe %s: leave the call out", op, why)
+	}
+	return t, nil
+}

@@ -146,11 +146,7 @@ func alphaTarget(in *api.AlphaTargetRequest) (*api.Call, fsm.Args) {
 
 // observe takes note. It never fails because of a value, and waits for nothing.
 func (s *Server) observe(slot string, in *api.ObserveRequest) (*api.Observed, error) {
-	ses, p := s.sessions.find(in.Session)
-	if p != nil {
-		return nil, p
-	}
-	t, p := ses.opened(in.Model)
+	_, t, p := s.track(in.Session, in.Model)
 	if p != nil {
 		return nil, p
 	}

@@ -52,11 +52,7 @@ func (s *Server) request(ctx context.Context, in *api.RequestRequest) (any, erro
 	if in.Session == "" {
 		r.Initiator = cmp.Or(r.Initiator, initiatorSelf)
 	} else {
-		ses, p := s.sessions.find(in.Session)
-		if p != nil {
-			return nil, p
-		}
-		t, p := ses.opened(in.Model)
+		_, t, p := s.track(in.Session, in.Model)
 		if p != nil {
 			return nil, p
 		}

@@ -31,19 +31,9 @@ func (s *Server) vote(slot string, in *api.ReadyRequest, reason *string) (any, e
 	if reason != nil {
 		op = "failed"
 	}
-	ses, p := s.sessions.find(in.Session)
+	t, p := s.stands(in.Session, in.Model, op, "the trainers decide by themselves, and nobody waits for votes")
 	if p != nil {
 		return nil, p
-	}
-	t, p := ses.opened(in.Model)
-	if p != nil {
-		return nil, p
-	}
-	if p := standing(s.replica.State(), t.round); p != nil {
-		return nil, p
-	}
-	if t.tells.Load() != nil {
-		return nil, problemf(events.CodeNotAuthority, "%s: in the mode observe the trainers decide by themselves, and nobody waits for votes: leave the call out", op)
 	}
 	seen := t.visible.Load()
 	if t.config.Load() == nil || seen.Slot(slot) == nil {

@@ -47,5 +47,5 @@ type Attested struct {
 type AttestedOther struct {
 	Value   Digest   `cbor:"1,keyasint" json:"value"`
 	Ranks   []uint64 `cbor:"2,keyasint" json:"ranks"`
-	Tensors []string `cbor:"3,keyasint,omitempty" json:"tensors,omitempty"` // that differ, as slot/tensor
+	Tensors []string `cbor:"3,keyasint,omitempty" json:"tensors,omitempty"` // that differ, as slot/tensor; of the active set, slots
 }

@@ -15,6 +15,7 @@
 //
 //	plan.go       what a stage means, and the steps between two states
 //	activeset.go  the digest of what is active
+//	held.go       and what the device has of it, read back
 //	layout.go     where parameters, gradients and master copies lie
 //	report.go     what a fence did: votes, what is lost, spans
 //	executor.go   the Executor: fences, attaching, views

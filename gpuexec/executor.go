@@ -40,6 +40,8 @@ type Executor struct {
 	arena    device.Arena // nil: none, or broken
 	name     string       // the arena's
 	back     *backing
+	table    []byte        // what the arena's table is to be
+	readback []byte        // as long, for what it is
 	seats    map[int]*seat // by slot
 	members  []member
 	active   activeSum
@@ -91,6 +93,8 @@ func (x *Executor) At(m *fsm.Model, index uint64, anew bool) *Report {
 	if m == nil || m.Config == nil {
 		return r
 	}
+	var altered []int
+	r.Held, altered = x.held()
 	arena, changes := x.back, x.back.count()
 	var old map[int]*seat
 	if anew = anew || x.at == nil || x.at.Config != m.Config && !reflect.DeepEqual(x.at.Config.Slots, m.Config.Slots); anew {
@@ -99,6 +103,11 @@ func (x *Executor) At(m *fsm.Model, index uint64, anew bool) *Report {
 	r.Commands = Plan(x.at, m)
 	touched := x.run(m, r, old)
 	x.at, x.index = m, index
+	for _, i := range altered {
+		if i < m.Slots.Len() && !slices.Contains(touched, i) {
+			touched = append(touched, i)
+		}
+	}
 	x.settle(m, r, touched, anew)
 	r.ActiveSet = x.active.digest()
 	r.Spans = x.spans()
@@ -157,8 +166,10 @@ func (x *Executor) open(m *fsm.Model) error {
 		return fmt.Errorf("arena of model %s on %s: %w", m.Name, x.opts.Device.Name(), err)
 	}
 	x.layout, x.arena, x.name, x.back = l, a, rand.Text(), newBacking(a)
+	x.table = element.NewTable(l.Slots())
+	x.readback = make([]byte, len(x.table))
 	if err = x.back.hold(l.Table); err == nil {
-		_, err = a.WriteAt(element.NewTable(l.Slots()), 0)
+		_, err = a.WriteAt(x.table, 0)
 	}
 	if err != nil {
 		return fmt.Errorf("table of model %s on %s: %w", m.Name, x.opts.Device.Name(), errors.Join(err, x.closeArena()))

@@ -198,6 +198,7 @@ func TestSameBits(t *testing.T) {
 			r := every.Fence(l.State)
 			require.Equal(t, ActiveSet(l.Model()), r.ActiveSet)
 			require.Empty(t, r.Device)
+			require.Empty(t, r.Held.Altered)
 			if rapid.Bool().Draw(t, "fence") {
 				require.Equal(t, r.ActiveSet, some.Fence(l.State).ActiveSet)
 			}

@@ -11,6 +11,7 @@ type Report struct {
 	Index     uint64        `json:"index"` // of the fence's entry: the table's generation
 	Commands  []Command     `json:"commands,omitempty"`
 	ActiveSet events.Digest `json:"active_set"`
+	Held      Held          `json:"held"`
 
 	// Votes are the new ones: a seed that has its memory, or cannot have it.
 	Votes []Vote `json:"votes,omitempty"`

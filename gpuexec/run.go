@@ -226,6 +226,7 @@ func (x *Executor) settle(m *fsm.Model, r *Report, touched []int, anew bool) {
 	}
 	if x.usable() && len(updates) > 0 {
 		x.fail(x.arena.Table(m.Slots.Len(), updates, r.Index))
+		element.WriteTable(x.table, updates, r.Index)
 	}
 	if x.usable() {
 		x.fail(x.arena.Sync())

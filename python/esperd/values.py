@@ -337,12 +337,15 @@ class Command:
 
 @dataclass(frozen=True)
 class Difference:
-    """What some ranks' devices hold that is not what most do, by what was attested.
+    """What some ranks' devices hold that is not what most do.
 
     Attributes:
-        index: of the fence at which they held it.
-        what: ``"tensors"``, or ``"active"``: the active set itself.
-        tensors: those that differ; in the arena they are slot/tensor.
+        index: of the fence at which, or from which on, they held it.
+        what: ``"tensors"``, as attested, or ``"active"``: the active set, which
+            is compared at every fence.
+        tensors: those that differ, in the arena as slot/tensor. Of the active
+            set: the slots of which the device's table said something else than
+            the log, which it does no longer.
     """
 
     index: int
@@ -374,7 +377,8 @@ class Fence:
         plan: what the changes mean for the seeds' memory, in the order in which
             to do it.
         active_set: digest of what is active, 64 hexadecimal digits.
-        differs: what was found since the last fence by :meth:`Client.attest`.
+        differs: what was found since the last fence of the ranks' devices, by
+            :meth:`Client.attest` and without.
         lost: on this rank, slots whose contents in the arena have to be loaded.
         moved: on this rank, esperd was started anew, and what is bound lies in
             its new arena: CUDA graphs over it have to be captured again.
