@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -171,13 +173,40 @@ func (a *hostArena) Chunks() []Chunk {
 }
 
 func (a *hostArena) Fill(f Fill) error {
-	return a.use("fill", f.Offset, f.Bytes(), func(b []byte) {
+	var failed error
+	err := a.use("fill", f.Offset, f.Bytes(), func(b []byte) {
 		if f.Uniform {
-			element.FillUniform(b, f.DType, f.Source, 0, f.Scale)
+			failed = fillUniform(b, f)
 		} else {
 			element.FillConstant(b, f.DType, f.Bits)
 		}
 	})
+	return errors.Join(err, failed)
+}
+
+// fillPart is what one core fills at a time, in bytes: whole blocks of any element
+// type.
+const fillPart = 1 << 20
+
+// fillUniform fills on all cores. An element depends on its number alone, so who
+// makes which part changes no bit.
+func fillUniform(b []byte, f Fill) error {
+	parts := (len(b) + fillPart - 1) / fillPart
+	var next atomic.Int64
+	errs := make([]error, min(parts, runtime.GOMAXPROCS(0)))
+	var wg sync.WaitGroup
+	for w := range errs {
+		wg.Go(func() {
+			errs[w] = guarded("fill", func() {
+				for i := int(next.Add(1)) - 1; i < parts; i = int(next.Add(1)) - 1 {
+					part := b[i*fillPart : min((i+1)*fillPart, len(b))]
+					element.FillUniform(part, f.DType, f.Source, uint64(i)*fillPart/(4*f.DType.Size()), f.Scale)
+				}
+			})
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 func (a *hostArena) Zero(offset, size uint64) error {
