@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"log/slog"
+	"math"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -37,6 +38,7 @@ type RunFlags struct {
 	LogStore    *string `source:"ESPERD_LOG_STORE" group:"tuning" placeholder:"auto|boltdb|wal" help:"How the log is kept on disk; auto: as it is there, and in a directory without one in the wal, which takes half of boltdb's time."`
 	Durability  *string `source:"ESPERD_DURABILITY" group:"tuning" placeholder:"durable|relaxed" help:"Whether a decision waits for the disks of a majority of the voters, or for none: relaxed, a machine that crashes or loses power may lose decisions."`
 	Device      *string `source:"ESPERD_DEVICE" group:"tuning" placeholder:"auto|host|cuda:N|none" help:"Where seeds' parameters lie, for a trainer that asks for an arena; auto: the trainer's GPU, or the host's memory where there is none."`
+	DeviceMax   *string `source:"ESPERD_DEVICE_MEMORY" group:"tuning" name:"device-memory" placeholder:"SIZE" help:"How much memory arenas take at most on this rank, such as 4GiB; a seed for which there is none left is pruned on all ranks."`
 	Timeout     *string `source:"ESPERD_DECISION_TIMEOUT" group:"tuning" name:"decision-timeout" placeholder:"DURATION" help:"How long a call waits at most, such as 15m; longer only for a rank that says it is busy."`
 	LogLevel    *string `source:"ESPERD_LOG_LEVEL" group:"tuning" placeholder:"debug|info|warn|error" help:"What is logged, to stderr."`
 	LogFormat   *string `source:"ESPERD_LOG_FORMAT" group:"tuning" placeholder:"json|text" help:"Form of the log; json unless stderr is a terminal."`
@@ -67,6 +69,7 @@ type Config struct {
 	LogStore    string
 	Durability  string
 	Device      string        // of arenas; opened when a trainer asks for one
+	DeviceMax   uint64        // bytes of it; 0: what there is
 	Timeout     time.Duration // of a call's wait
 	LogLevel    slog.Level
 	LogFormat   string // "": by the kind of stderr
@@ -345,6 +348,9 @@ func (r *resolver) tuning(f RunFlags, c *Config) error {
 	if c.Device = r.pickOr("device", "auto", f.Device); !devicePattern.MatchString(c.Device) {
 		return fmt.Errorf("%s is %.80q, expected auto, host, cuda, cuda:N or none", r.from["device"], c.Device)
 	}
+	if c.DeviceMax, err = r.size("device_memory", f.DeviceMax); err != nil {
+		return err
+	}
 	if c.Timeout, err = r.timeout(f.Timeout); err != nil {
 		return err
 	}
@@ -390,6 +396,29 @@ func (r *resolver) timeout(flag *string) (time.Duration, error) {
 		return 0, fmt.Errorf("%s is %.80q, expected a time from 1s to 168h, such as 90s or 15m", r.from["decision_timeout"], text)
 	}
 	return d, nil
+}
+
+var sizePattern = regexp.MustCompile(`^([0-9]{1,18}) *(|KiB|MiB|GiB|TiB)$`)
+
+// size reads a number of bytes; 0: nobody said one.
+func (r *resolver) size(setting string, flag *string) (uint64, error) {
+	text := r.pickOr(setting, "", flag)
+	if r.from[setting] == "default" {
+		return 0, nil
+	}
+	var n uint64
+	if m := sizePattern.FindStringSubmatch(strings.TrimSpace(text)); m != nil {
+		n, _ = strconv.ParseUint(m[1], 10, 64) // which so few digits are
+		unit := uint64(1) << (10 * slices.Index([]string{"", "KiB", "MiB", "GiB", "TiB"}, m[2]))
+		if n > math.MaxInt64/unit {
+			n = 0
+		}
+		n *= unit
+	}
+	if n == 0 {
+		return 0, fmt.Errorf("%s is %.80q, expected a size such as 512MiB, 4GiB or a number of bytes", r.from[setting], text)
+	}
+	return n, nil
 }
 
 func parseNumber(name, text string, limit uint64) (uint64, error) {

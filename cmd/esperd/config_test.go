@@ -274,21 +274,24 @@ func TestResolveSecurityAndTuning(t *testing.T) {
 		env   map[string]string
 		err   string
 	}{
-		"half a certificate":     {flags: RunFlags{PeerCert: str("a")}, err: "all three or none"},
-		"secret and certificate": {flags: RunFlags{SecretFile: str("s"), PeerCert: str("a"), PeerKey: str("b"), PeerCA: str("c")}, err: "drop one"},
-		"log store":              {flags: RunFlags{LogStore: str("lmdb")}, err: "expected auto, boltdb or wal"},
-		"durability":             {env: map[string]string{"ESPERD_DURABILITY": "none"}, err: `ESPERD_DURABILITY is "none", expected durable or relaxed`},
-		"device, unknown":        {flags: RunFlags{Device: str("tpu")}, err: `--device is "tpu", expected auto, host, cuda, cuda:N or none`},
-		"device, no number":      {env: map[string]string{"ESPERD_DEVICE": "cuda:x"}, err: `ESPERD_DEVICE is "cuda:x", expected auto, host, cuda, cuda:N or none`},
-		"durability, empty":      {flags: RunFlags{Durability: str("")}, err: `--durability is "", expected durable or relaxed`},
-		"timeout":                {flags: RunFlags{Timeout: str("soon")}, err: `--decision-timeout is "soon", expected a time from 1s to 168h`},
-		"timeout, no unit":       {env: map[string]string{"ESPERD_DECISION_TIMEOUT": "900"}, err: `ESPERD_DECISION_TIMEOUT is "900", expected a time from 1s to 168h, such as 90s`},
-		"timeout, too short":     {flags: RunFlags{Timeout: str("999ms")}, err: "from 1s"},
-		"timeout, too long":      {flags: RunFlags{Timeout: str("169h")}, err: "to 168h"},
-		"log level":              {env: map[string]string{"ESPERD_LOG_LEVEL": "loud"}, err: "ESPERD_LOG_LEVEL"},
-		"log format":             {flags: RunFlags{LogFormat: str("xml")}, err: "json or text"},
-		"insecure":               {env: map[string]string{"ESPERD_INSECURE": "maybe"}, err: "ESPERD_INSECURE"},
-		"admin":                  {flags: RunFlags{AdminListen: str("x")}, err: "--admin-listen"},
+		"half a certificate":      {flags: RunFlags{PeerCert: str("a")}, err: "all three or none"},
+		"secret and certificate":  {flags: RunFlags{SecretFile: str("s"), PeerCert: str("a"), PeerKey: str("b"), PeerCA: str("c")}, err: "drop one"},
+		"log store":               {flags: RunFlags{LogStore: str("lmdb")}, err: "expected auto, boltdb or wal"},
+		"durability":              {env: map[string]string{"ESPERD_DURABILITY": "none"}, err: `ESPERD_DURABILITY is "none", expected durable or relaxed`},
+		"device, unknown":         {flags: RunFlags{Device: str("tpu")}, err: `--device is "tpu", expected auto, host, cuda, cuda:N or none`},
+		"device, no number":       {env: map[string]string{"ESPERD_DEVICE": "cuda:x"}, err: `ESPERD_DEVICE is "cuda:x", expected auto, host, cuda, cuda:N or none`},
+		"durability, empty":       {flags: RunFlags{Durability: str("")}, err: `--durability is "", expected durable or relaxed`},
+		"device memory":           {flags: RunFlags{DeviceMax: str("4 GB")}, err: `--device-memory is "4 GB", expected a size such as 512MiB, 4GiB or a number of bytes`},
+		"device memory, none":     {env: map[string]string{"ESPERD_DEVICE_MEMORY": "0GiB"}, err: `ESPERD_DEVICE_MEMORY is "0GiB", expected a size`},
+		"device memory, too much": {flags: RunFlags{DeviceMax: str("9999999TiB")}, err: "expected a size"},
+		"timeout":                 {flags: RunFlags{Timeout: str("soon")}, err: `--decision-timeout is "soon", expected a time from 1s to 168h`},
+		"timeout, no unit":        {env: map[string]string{"ESPERD_DECISION_TIMEOUT": "900"}, err: `ESPERD_DECISION_TIMEOUT is "900", expected a time from 1s to 168h, such as 90s`},
+		"timeout, too short":      {flags: RunFlags{Timeout: str("999ms")}, err: "from 1s"},
+		"timeout, too long":       {flags: RunFlags{Timeout: str("169h")}, err: "to 168h"},
+		"log level":               {env: map[string]string{"ESPERD_LOG_LEVEL": "loud"}, err: "ESPERD_LOG_LEVEL"},
+		"log format":              {flags: RunFlags{LogFormat: str("xml")}, err: "json or text"},
+		"insecure":                {env: map[string]string{"ESPERD_INSECURE": "maybe"}, err: "ESPERD_INSECURE"},
+		"admin":                   {flags: RunFlags{AdminListen: str("x")}, err: "--admin-listen"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := resolve(c.flags, testSurroundings(c.env))
@@ -326,6 +329,20 @@ func TestResolveDurability(t *testing.T) {
 			require.Equal(t, []string{c.durability, c.from}, []string{got.Durability, got.From["durability"]})
 		})
 	}
+}
+
+func TestResolveDeviceMemory(t *testing.T) {
+	for text, want := range map[string]uint64{"1": 1, "512MiB": 512 << 20, " 4 GiB ": 4 << 30, "100000KiB": 100_000 << 10, "2TiB": 2 << 40} {
+		got, err := resolve(RunFlags{DeviceMax: str(text)}, testSurroundings(nil))
+		require.NoError(t, err)
+		require.Equal(t, want, got.DeviceMax, text)
+	}
+	got, err := resolve(RunFlags{}, testSurroundings(map[string]string{"ESPERD_DEVICE_MEMORY": "3MiB"}))
+	require.NoError(t, err)
+	require.Equal(t, []any{uint64(3 << 20), "ESPERD_DEVICE_MEMORY"}, []any{got.DeviceMax, got.From["device_memory"]})
+	got, err = resolve(RunFlags{}, testSurroundings(nil))
+	require.NoError(t, err)
+	require.Zero(t, got.DeviceMax)
 }
 
 func TestResolveTokenAndTimeout(t *testing.T) {

@@ -180,8 +180,12 @@ func (d *daemon) openDevice(uuid string) (device.Device, error) {
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("--device %s (%s): %w", d.cfg.Device, d.cfg.From["device"], err)
-	case opened != nil:
-		d.log.Info("arenas lie on a device", "device", opened.Name(), "kind", opened.Kind(), "uuid", opened.UUID(), "why_no_gpu", why)
+	case opened == nil:
+		return nil, nil
+	}
+	d.log.Info("arenas lie on a device", "device", opened.Name(), "kind", opened.Kind(), "uuid", opened.UUID(), "why_no_gpu", why, "bytes_max", d.cfg.DeviceMax)
+	if d.cfg.DeviceMax > 0 {
+		return device.Limited(opened, d.cfg.DeviceMax), nil
 	}
 	return opened, nil
 }

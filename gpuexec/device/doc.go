@@ -9,6 +9,7 @@
 // Files, in reading order:
 //
 //	device.go      Device, Arena, Chunk, the errors
+//	limit.go       a device of which arenas may have a part
 //	host_linux.go  the host: a sealed memfd
 //	host_other.go  where there is none
 //	send_linux.go  handing chunks over a unix socket, and taking them
