@@ -58,8 +58,9 @@ func (s *Server) tellHeld(t *track, found gpuexec.Held) {
 	o := &s.heldOutbox
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.list) == heldMax {
-		o.list = slices.Delete(o.list, 0, 1)
+	if len(o.list) == heldMax { // rank 0's node is away: what is as it should be matters least
+		i := max(0, slices.IndexFunc(o.list, func(h held) bool { return h.Value == h.Planned }))
+		o.list = slices.Delete(o.list, i, i+1)
 	}
 	o.list = append(o.list, h)
 	if !o.sending {

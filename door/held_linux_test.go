@@ -110,3 +110,46 @@ func TestATableThatSaysSomethingElseIsNamed(t *testing.T) {
 		})
 	}
 }
+
+// What a rank that is far behind has found is told, though the others' have been
+// put away by then.
+func TestARankThatIsFarBehindIsToldOf(t *testing.T) {
+	j := newJob(t, 2, onHost(100))
+	j.log.Record()
+	all := j.trainers(arena, inMode(events.ModeFollow))
+	const fences = 600
+	for n := range int64(fences) {
+		all[0].fenceAt(n).ok(t)
+	}
+	mem := all[1].maps()
+	all[1].fenceAt(0).ok(t)
+	at := all[1].fenced
+	mem[element.HeaderBytes+16] = 1
+	for n := int64(1); n < fences; n++ {
+		require.Empty(t, all[1].fenceAt(n).fence(t).Differs)
+	}
+	j.foundOut(1, 1)
+	want := []api.Difference{{Index: at, What: "active", Ranks: []uint64{1}, Tensors: []string{"r0c0"}}}
+	for _, tr := range all {
+		require.Equal(t, want, tr.fenceAt(fences).fence(t).Differs)
+	}
+}
+
+// What no rank of the round says is left.
+func TestWhatIsHeldIsBelievedOfRanksOnly(t *testing.T) {
+	j := newJob(t, 1, onHost(100))
+	j.log.Record()
+	tr := j.trainers(arena)[0]
+	tr.step(0).ok(t)
+	ask := func(text string) error {
+		return j.log.Node(0).AskNode(j.ctx(), j.log.Node(0).Status().Node, "held", []byte(text)).Err
+	}
+	require.Error(t, ask("["))
+	require.Error(t, ask(`[{"rank":-1}]`))
+	for _, at := range []string{`"round":1,"rank":1`, `"round":1,"rank":4294967296`, `"round":2,"rank":0`} {
+		require.NoError(t, ask(fmt.Sprintf(`[{%s,"model":"main","index":%d,"planned":"%064d","value":"%064d"}]`, at, tr.fenced, 1, 2)))
+	}
+	tr.step(1).ok(t)
+	require.Empty(t, tr.step(2).fence(t).Differs)
+	require.Zero(t, j.log.Node(0).State().Round.Tally(0).Attesting)
+}

@@ -29,6 +29,29 @@ func BenchmarkApply(b *testing.B) {
 	}
 }
 
+// BenchmarkDecide is an epoch step in which no seed moves, and an advance, with so
+// many seeds that train: a tick looks at each, an advance at one.
+func BenchmarkDecide(b *testing.B) {
+	for _, slots := range []int{10, 1000, 10_000} {
+		state, e := advanceOn(b, slots)
+		for name, args := range map[string]Args{"step": StepEpoch{Epoch: state.Model("main").Epoch + 1}, "advance": Advance{}} {
+			slot := e.Key.Slot
+			if name == "step" {
+				slot = ""
+			}
+			c := Call{Key: NextKey(state, "main", slot, args), Args: args}
+			b.Run(fmt.Sprintf("%s/slots=%d", name, slots), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					if evs, err := Decide(state, c); err != nil || len(evs) == 0 {
+						b.Fatal(evs, err)
+					}
+				}
+			})
+		}
+	}
+}
+
 // advanceOn returns a state in which all slots hold a seed that trains, and the
 // entry that moves one of them on to blending.
 func advanceOn(t tester, slots int) (*State, *events.Entry) {
