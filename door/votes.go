@@ -12,7 +12,7 @@ import (
 
 // voteCalls registers how a trainer that owns its modules says whether it has
 // room for a seed. The votes of a trainer whose seeds lie in esperd's arena are
-// its executor's (device.go).
+// its executor's (memory.go).
 func (s *Server) voteCalls(a huma.API) {
 	huma.Register(a, post("ready", "/v1/slots/{slot}/ready", "Say that this rank has room for the slot's seed; once all ranks have, a fence lets it train (residency)"),
 		func(_ context.Context, in *slotInput[api.ReadyRequest]) (*output[api.OK], error) {

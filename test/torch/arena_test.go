@@ -16,6 +16,9 @@ func TestArena(t *testing.T) {
 		d := got.last(t, rank, "differs")
 		require.Equal(t, []int{2}, d.Ranks)
 		require.Equal(t, []string{"a/0.weight"}, d.Tensors)
+		table := got.last(t, rank, "table")
+		require.Equal(t, []int{1}, table.Ranks)
+		require.Equal(t, []string{"a"}, table.Tensors)
 		require.Equal(t, got.last(t, 0, "pruned").Epoch, got.last(t, rank, "pruned").Epoch, "at the same fence")
 	}
 	var reason, initiator string

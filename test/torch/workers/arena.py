@@ -109,6 +109,18 @@ def life(rank, world, say):
         with torch.no_grad():
             job.seed[0].weight.view(torch.int32)[1, 1] ^= 1
 
+    # So is who writes into the table, which nobody has attested, and it is right again.
+    if rank == 1:
+        alpha.fill_(-7.0)
+    job.epoch += 1
+    f = ep.step_epoch(job.epoch)
+    assert abs(alpha.item() - f.slots["a"].alpha) < 1e-6, alpha
+    while not [d for d in f.differs if d.what == "active"]:
+        time.sleep(0.02)
+        job.epoch += 1
+        f = ep.step_epoch(job.epoch)
+    say("table", ranks=list(f.differs[-1].ranks), tensors=list(f.differs[-1].tensors), count=len(f.differs))
+
     # What moved comes back, what changed is refused.
     job.seed[0].weight.data = job.seed[0].weight.data.clone()
     assert not any("a/0.weight" in d.tensors for d in job.step().differs[1:])
