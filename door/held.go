@@ -70,10 +70,16 @@ func (s *Server) tellHeld(t *track, found gpuexec.Held) {
 }
 
 // sendHeld tells rank 0's node all there is, as often as the size of the world
-// bears, until nothing is left.
+// bears, until nothing is left. Ranks pass fences at the same time, and tell of
+// them one after the other.
 func (s *Server) sendHeld() {
 	o := &s.heldOutbox
-	for {
+	for pause := heldPace * time.Duration(s.rank); ; {
+		select {
+		case <-time.After(pause):
+		case <-s.ctx.Done():
+			return
+		}
 		round := s.replica.State().Round
 		o.mu.Lock()
 		o.list = slices.DeleteFunc(o.list, func(h held) bool { return h.Round != round.Number })
@@ -83,7 +89,7 @@ func (s *Server) sendHeld() {
 		if len(list) == 0 {
 			return
 		}
-		pause := heldPace * time.Duration(len(round.Members))
+		pause = heldPace * time.Duration(len(round.Members))
 		if err := s.tellRank0(round.Members[0].Node, list); err == nil {
 			o.mu.Lock()
 			o.list = slices.DeleteFunc(o.list, func(h held) bool {
@@ -93,11 +99,6 @@ func (s *Server) sendHeld() {
 		} else {
 			s.log.Debug("rank 0's esperd was not told what this rank's device held; trying again", "error", err)
 			pause += heldAgain
-		}
-		select {
-		case <-time.After(pause):
-		case <-s.ctx.Done():
-			return
 		}
 	}
 }
