@@ -185,7 +185,14 @@ type Divergences struct {
 	State    []StateDivergence    `json:"state" doc:"replicas that have stopped since a state was not the one that an entry was decided on, theirs or the writer's"`
 	Verdicts []VerdictCount       `json:"verdicts" doc:"own verdicts that were not rank 0's, by rank"`
 	Devices  []VerdictCount       `json:"devices,omitempty" doc:"fences at which a rank's device held something else than most ranks' did, by rank"`
+	Attested []Attested           `json:"attested,omitempty" doc:"the last 100 of those, as the log has them: who, what, and which tensors"`
 	Fault    *events.RoundFaulted `json:"fault,omitempty" doc:"why the round is over"`
+}
+
+// Attested is a comparison of devices that found ranks to differ, with its place.
+type Attested struct {
+	Entry uint64 `json:"entry" doc:"that records it; index is that of the fence"`
+	events.Attested
 }
 
 // StateDivergence is a digest that does not fit, as the replica tells it that

@@ -14,11 +14,14 @@
 //	same.go      ... or found to be the same as one that was replayed
 //	store.go     what a directory keeps beside the entries: images, index of calls
 //	recorded.go  what the log itself says about ranks that differed
+//	device.go    ... and about devices
 //	bisect.go    the first index at which two places differ
 //	compare.go   several histories: who agrees with whom, until where
 //	classify.go  two entries that should be one: payload, order, missing, extra
 //	fields.go    states and entries, field by field
+//	slots.go     which slot an event is about
 //	replay.go    states at an index, as esperd replay shows them
+//	findings.go  what was found, in the order in which it began
 //	report.go    the report, and its JSON
 //	audit.go     Run: all of it; coverage.go what was checked, and how far
 //

@@ -21,6 +21,9 @@ type recorder struct {
 	own      []uint64 // by rank
 	branches []Branch
 	nodes    map[events.NodeID]nodeFacts
+
+	before  uint64 // findings about earlier entries are only counted
+	skipped uint64
 }
 
 // nodeFacts is who a node is, by the log.
@@ -59,6 +62,10 @@ func (r *recorder) see(index uint64, e *events.Entry, out fsm.Outcome, s *fsm.St
 			if rank < uint64(len(s.Round.Members)) {
 				r.own = append(r.own, make([]uint64, max(0, int(rank)+1-len(r.own)))...)
 				r.own[rank]++
+			}
+		case ev.Attested != nil:
+			if f := r.device(ev.Attested, e.Events, s); f != nil {
+				r.add(f, index, ev.Attested.Round, s)
 			}
 		default:
 			if f := recordedFinding(ev); f != nil {
@@ -120,15 +127,19 @@ func (r *recorder) node(id events.NodeID, rank *uint64, host string) {
 }
 
 func (r *recorder) add(f *Finding, index, round uint64, s *fsm.State) {
-	if len(r.findings) == recordedMax {
+	if f.Index == 0 {
+		f.Index = index
+	}
+	switch {
+	case f.Index < r.before:
+		r.skipped++
+		return
+	case len(r.findings) == recordedMax:
 		r.more++
 		return
 	}
 	f.Source, f.Round = SourceRecorded, round
 	f.What += fmt.Sprintf(" (recorded by entry %d)", index)
-	if f.Index == 0 {
-		f.Index = index
-	}
 	if m := s.Model(f.Model); m != nil && m.Config != nil {
 		if slot := m.Slot(f.Slot); slot != nil {
 			f.StageBefore = slot.Stage().String()
@@ -202,12 +213,4 @@ func (f *Finding) about(k *events.Key) {
 	}
 	epoch := k.Epoch
 	f.Round, f.Model, f.Generation, f.Epoch, f.Slot, f.Seed = k.Round, k.Model, k.Generation, &epoch, k.Slot, k.Seed
-}
-
-// since drops what was recorded about entries before an index, and returns how
-// many that were.
-func (r *recorder) since(index uint64) uint64 {
-	before := len(r.findings)
-	r.findings = slices.DeleteFunc(r.findings, func(f Finding) bool { return f.Index < index })
-	return uint64(before - len(r.findings))
 }

@@ -94,6 +94,7 @@ type Group struct {
 	Expected bool     `json:"expected"`
 	Ranks    []uint64 `json:"ranks"`
 	Places   []string `json:"places"`
+	Tensors  []string `json:"tensors,omitempty"` // device: that differ from the expected ones, as slot/tensor
 }
 
 // Party is somebody at fault.
@@ -128,6 +129,7 @@ type Finding struct {
 	Epoch       *int64       `json:"epoch,omitempty"`
 	Slot        string       `json:"slot,omitempty"`
 	Seed        uint64       `json:"seed,omitempty"`
+	Shard       string       `json:"shard,omitempty"` // device: only ranks of one shard are compared
 	StageBefore string       `json:"stage_before,omitempty"`
 	StageAfter  string       `json:"stage_after,omitempty"`
 

@@ -152,6 +152,7 @@ func (s *Server) divergences(ctx context.Context) *api.Divergences {
 			out.Devices = append(out.Devices, api.VerdictCount{Rank: m.Rank, Count: n})
 		}
 	}
+	out.Attested = s.minorities.of(s.replica, head)
 	return out
 }
 

@@ -62,6 +62,16 @@ func TestTheNextFenceNamesWhoDiffers(t *testing.T) {
 	var d api.Divergences
 	require.NoError(t, j.admins(1)["socket"].Get(j.ctx(), "/v1/divergences", &d))
 	require.Equal(t, []api.VerdictCount{{Rank: 2, Count: 1}}, d.Devices)
+	require.Len(t, d.Attested, 1)
+	minority := d.Attested[0]
+	require.Equal(t, at, minority.Index)
+	require.Greater(t, minority.Entry, at)
+	require.Equal(t, "tensors", minority.What)
+	require.EqualValues(t, 3, minority.Ranks)
+	require.Len(t, minority.Others, 1)
+	require.Equal(t, []uint64{2}, minority.Others[0].Ranks)
+	require.Equal(t, []string{"r0c0/weight"}, minority.Others[0].Tensors)
+	require.NotEqual(t, minority.Value, minority.Others[0].Value)
 	var ranks api.Ranks
 	require.NoError(t, j.admins(0)["admin door"].Get(j.ctx(), "/v1/ranks", &ranks))
 	require.Equal(t, uint64(1), ranks.Ranks[2].Attesting)
@@ -82,6 +92,18 @@ func TestTheNextFenceNamesWhoDiffers(t *testing.T) {
 		seen[fmt.Sprint(f.Shard, f.Ranks)] = fmt.Sprint(f.Tensors)
 	}
 	require.Equal(t, map[string]string{"[1]": "[w]", "[3]": "[more w]", "half0[1]": "[flat]", "half1[3]": "[flat]"}, seen)
+	for _, door := range []string{"socket", "admin door"} { // an answer goes on from the one before, or not
+		d, err := j.admins(1)[door].Divergences(j.ctx())
+		require.NoError(t, err)
+		var shards []string
+		for _, a := range d.Attested {
+			shards = append(shards, a.Shard)
+		}
+		require.Equal(t, []string{"", "", "half0", "half1"}, shards)
+	}
+	last, err := j.admins(3)["socket"].Divergences(j.ctx())
+	require.NoError(t, err)
+	require.Len(t, last.Attested, 4, "of a node that was not asked before")
 }
 
 // However soon the next fence is: also between the end of a comparison and its

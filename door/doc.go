@@ -27,7 +27,7 @@
 // unnumbered.go: requests, busy, the end of a session; marks are in checkpoint.go,
 // the votes on the room for a seed in votes.go. What devices hold is handed in
 // in attest.go and compared by rank 0's node in gatherings.go; what their tables
-// say, at every fence, in held.go. arena.go hands
+// say, at every fence, in held.go; devices.go shows who differed. arena.go hands
 // the seeds' memory over. How long a call waits is
 // in patience.go. A trainer that ends without a word is noticed in gone.go, also
 // if esperd was started again meanwhile (noted.go), a replica that has diverged in

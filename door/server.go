@@ -76,6 +76,7 @@ type Server struct {
 	gatherings gatherings
 	holdings   holdings
 	heldOutbox heldOutbox
+	minorities minorities
 
 	node        events.NodeID
 	rank, world uint64

@@ -13,6 +13,7 @@ import (
 const (
 	findingsShown = 5
 	fieldsShown   = 12
+	groupsShown   = 8
 )
 
 // auditText writes a report for people: the verdict first, what it rests on last.
@@ -98,9 +99,16 @@ func verdictLine(r *audit.Report) string {
 	return line
 }
 
+// partiesShown is how many of those at fault are named with their hosts.
+const partiesShown = 4
+
 func partiesText(list []audit.Party) string {
 	var names []string
+	var ranks []uint64
 	for _, p := range list {
+		if p.Rank != nil {
+			ranks = append(ranks, *p.Rank)
+		}
 		switch {
 		case p.Rank != nil && p.Host != "":
 			names = append(names, fmt.Sprintf("rank %d on %s", *p.Rank, p.Host))
@@ -111,6 +119,9 @@ func partiesText(list []audit.Party) string {
 		case p.Node != "":
 			names = append(names, "node "+nodeText(p.Node))
 		}
+	}
+	if len(list) > partiesShown && len(ranks) == len(list) {
+		return rankList(ranks)
 	}
 	return strings.Join(names, ", ")
 }
@@ -138,7 +149,11 @@ func findingText(w io.Writer, f *audit.Finding) error {
 			}
 			row("  field", fmt.Sprintf("%s: expected %s, got %s", d.Field, cmp.Or(d.Expected, "nothing"), cmp.Or(d.Got, "nothing")))
 		}
-		for _, g := range f.Groups {
+		for i, g := range f.Groups {
+			if i == groupsShown {
+				row("  got", fmt.Sprintf("... and %d values more; --json has them", len(f.Groups)-i))
+				break
+			}
 			what := "got"
 			if g.Expected {
 				what = "expected"
@@ -162,6 +177,9 @@ func whereText(f *audit.Finding) string {
 	if f.Model != "" {
 		parts = append(parts, fmt.Sprintf("model %s.%d", f.Model, f.Generation))
 	}
+	if f.Shard != "" {
+		parts = append(parts, "shard "+f.Shard)
+	}
 	if f.Slot != "" {
 		text := "slot " + seedText(f.Slot, f.Seed)
 		if f.StageBefore != "" {
@@ -176,14 +194,17 @@ func whereText(f *audit.Finding) string {
 }
 
 func groupText(g *audit.Group) string {
-	if len(g.Ranks) == len(g.Places) {
-		words := make([]string, len(g.Ranks))
-		for i, r := range g.Ranks {
-			words[i] = fmt.Sprint(r)
-		}
-		return "ranks " + strings.Join(words, ", ")
+	text := strings.Join(g.Places, ", ")
+	switch {
+	case len(g.Ranks) == 0 && len(g.Places) == 0:
+		return "it is not known which" // of an attestation, where some hold another shard
+	case len(g.Places) == 0 || len(g.Ranks) == len(g.Places):
+		text = rankList(g.Ranks)
 	}
-	return strings.Join(g.Places, ", ")
+	if len(g.Tensors) > 0 {
+		text += ": " + shortList(g.Tensors)
+	}
+	return text
 }
 
 func siteLine(s *audit.Site) string {

@@ -216,17 +216,27 @@ func attestedText(a *events.Attested) string {
 		what += " of shard " + a.Shard
 	}
 	text := fmt.Sprintf("at entry %d %s agree on the %s%s", a.Index, plural(int(a.Ranks), "rank"), what, ofModel(a.Model))
-	for _, o := range a.Others {
-		text += fmt.Sprintf("; DIFFERENT on ranks %v", o.Ranks)
+	if len(a.Others) > 0 {
+		text += fmt.Sprintf(" (%s)", a.Value.Short())
+	}
+	for i, o := range a.Others {
+		if i == othersShown {
+			text += fmt.Sprintf("; and %d more values; --json has them", len(a.Others)-i)
+			break
+		}
+		text += fmt.Sprintf("; DIFFERENT (%s) on %s", o.Value.Short(), rankList(o.Ranks))
 		if len(o.Tensors) > 0 {
 			text += ": " + shortList(o.Tensors)
 		}
 	}
 	if len(a.Missing) > 0 {
-		text += fmt.Sprintf("; nothing from ranks %v", a.Missing)
+		text += "; nothing from " + rankList(a.Missing)
 	}
 	return text
 }
+
+// othersShown is how many values of devices are shown beside the expected one.
+const othersShown = 4
 
 // mismatchText is for a round that goes on; faultText is for one that does not.
 func mismatchText(m *events.Mismatched) string {

@@ -131,12 +131,27 @@ func waitingText(a *api.Arrival, ranks []api.Rank) string {
 	return text
 }
 
+// rankList names ranks, in ascending order; three and more in a row as 4-6.
 func rankList(ranks []uint64) string {
 	noun := "rank "
 	if len(ranks) > 1 {
 		noun = "ranks "
 	}
-	return noun + strings.Trim(fmt.Sprint(ranks), "[]")
+	var words []string
+	for i := 0; i < len(ranks); {
+		last := i
+		for last+1 < len(ranks) && ranks[last+1] == ranks[last]+1 {
+			last++
+		}
+		if last-i < 2 {
+			last = i
+			words = append(words, fmt.Sprint(ranks[i]))
+		} else {
+			words = append(words, fmt.Sprintf("%d-%d", ranks[i], ranks[last]))
+		}
+		i = last + 1
+	}
+	return noun + strings.Join(words, " ")
 }
 
 // rowsShown is how many rows of one kind status shows.
