@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"runtime/debug"
@@ -10,7 +11,7 @@ import (
 )
 
 type auditCmd struct {
-	Places  []string      `arg:"" name:"place" help:"Data directories (also of an esperd that runs, stands still or is dead), exported logs, admin URLs."`
+	Places  []string      `arg:"" optional:"" name:"place" help:"Data directories (also of an esperd that runs, stands still or is dead), exported logs, admin URLs."`
 	JSON    bool          `name:"json" help:"Print the report as JSON."`
 	Full    bool          `help:"Download and replay everything from URLs too, also what they agree on."`
 	Since   uint64        `placeholder:"INDEX" help:"Only count what the log itself records about entries before."`
@@ -31,6 +32,9 @@ const (
 )
 
 func (c *auditCmd) Run(a *app) error {
+	if len(c.Places) == 0 {
+		return usageError{errors.New("audit: expected a PLACE for each rank, as in `esperd audit DIR/rank0 http://node3:7501`; " + placeIs)}
+	}
 	ctx, cancel := a.stopped()
 	defer cancel()
 	fewerCollections()

@@ -44,7 +44,9 @@ func TestReadingALog(t *testing.T) {
 		{2, "expected two entries", []string{"replay", dir, "--diff", "x"}},
 		{2, "INCOMPLETE", []string{"audit", dir, home}},
 		{2, "INCOMPLETE", []string{"replay", "--check", home}},
-		{2, "expected", []string{"audit"}},
+		{2, "a PLACE is a data directory", []string{"audit"}},
+		{2, "a PLACE is a data directory", []string{"replay"}},
+		{1, "a PLACE is a data directory", []string{"events"}},
 		{2, "reads a PLACE", []string{"events", "--export", export}},
 	} {
 		status, out, errs := finish(t, esperd(t, home, c.args...))
@@ -72,9 +74,43 @@ func TestAuditText(t *testing.T) {
 	for _, want := range []string{
 		"DIVERGED at entry 4812: apply, rank 2 on node-c, slot r0c1#4, field main.r0c1.seed.amplitude.alpha\n",
 		"round 3, epoch 41, model main.1, slot r0c1#4, TRAINING -> BLENDING",
-		"expected 0.25, got 0.5", "ranks 0, 1", "ranks 2", "rank 0: advance r0c1#4 at train.py:88; own verdict G2 passed",
+		"expected 0.25, got 0.5", "ranks 0 1", "rank 2", "rank 0: advance r0c1#4 at train.py:88; own verdict G2 passed",
 		"up to entry 4811", "entries 1 to 4812 replayed", "esperd audit a b c",
 	} {
 		require.Contains(t, b.String(), want)
+	}
+}
+
+// The life of a slot is what happened to it, and not every call that brought a
+// measurement along.
+func TestStepsOfASlot(t *testing.T) {
+	observed := func(slot string) events.Event {
+		return events.Event{Observed: &events.Observed{Slot: slot, Seed: 1}}
+	}
+	call := func(op events.Op, slot string, evs ...events.Event) *events.Entry {
+		return &events.Entry{Kind: events.KindCall, Key: &events.Key{Op: op, Model: "main", Slot: slot}, Events: evs}
+	}
+	report := func(ev events.Event) *events.Entry {
+		return &events.Entry{Kind: events.KindReport, Events: []events.Event{ev}}
+	}
+	dwelled := func(slot string) events.Event { return events.Event{Dwelled: &events.Dwelled{Slot: slot, Seed: 1}} }
+	for _, c := range []struct {
+		e    *events.Entry
+		want bool
+		left int // events that are shown
+	}{
+		{call(events.OpAdvance, "a", observed("b"), observed("a")), true, 1},
+		{call(events.OpAdvance, "b", observed("b"), observed("a")), false, 1},
+		{call(events.OpStepEpoch, "", dwelled("a"), dwelled("b"), events.Event{EpochStepped: &events.EpochStepped{}}), true, 2},
+		{call(events.OpStepEpoch, "", dwelled("b"), events.Event{EpochStepped: &events.EpochStepped{}}), false, 1},
+		{report(events.Event{ShadowVerdict: &events.ShadowVerdict{Key: events.Key{Model: "main", Slot: "a"}}}), true, 1},
+		{report(events.Event{ShadowVerdict: &events.ShadowVerdict{Key: events.Key{Model: "gan", Slot: "a"}}}), false, 0},
+		{report(events.Event{Voted: &events.Voted{Model: "main", Slot: "a"}}), true, 1},
+		{report(events.Event{Attested: &events.Attested{Model: "main", Others: []events.AttestedOther{{Tensors: []string{"b/w", "a/w"}}}}}), true, 1},
+		{report(events.Event{Attested: &events.Attested{Model: "main", Others: []events.AttestedOther{{Tensors: []string{"b/w"}}}}}), false, 0},
+		{report(events.Event{Attested: &events.Attested{Model: "main"}}), false, 1},
+	} {
+		require.Equal(t, c.want, concerns(c.e, "main", "a"), "%+v", c.e)
+		require.Len(t, withoutOthers(c.e, "main", "a"), c.left, "%+v", c.e)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/client"
@@ -56,6 +57,9 @@ func (c *eventsCmd) Run(a *app) error {
 	})
 	if errors.Is(err, errEnough) || ctx.Err() != nil {
 		return nil
+	}
+	if _, nobody := errors.AsType[noEsperdError](err); nobody && !c.Follow {
+		return fmt.Errorf("%w; or read a log without one: esperd events PLACE, where %s", err, placeIs)
 	}
 	return err
 }

@@ -13,6 +13,9 @@ import (
 	"github.com/esperd/esperd/events"
 )
 
+// placeIs says what audit, replay and events read.
+const placeIs = "a PLACE is a data directory (of an esperd that runs, stands still or is dead, or a copy), an exported log (of `esperd events PLACE --export FILE.jsonl`), or an admin URL (http://HOST:PORT, as in admin.addr of a data directory)"
+
 // openPlace opens what an argument names, relative to the working directory.
 func openPlace(ctx context.Context, a *app, name string, o audit.Options) (audit.Place, error) {
 	return audit.Open(ctx, a.placeName(name), o)

@@ -16,7 +16,7 @@ import (
 )
 
 type replayCmd struct {
-	Place   string        `arg:"" help:"Data directory, exported log or admin URL."`
+	Place   string        `arg:"" optional:"" help:"Data directory, exported log or admin URL."`
 	To      uint64        `placeholder:"INDEX" xor:"at" help:"The state after this entry; absent: after the last one."`
 	Epoch   *int64        `placeholder:"E" xor:"at" help:"The state after the entry that steps this epoch."`
 	Diff    string        `placeholder:"A:B" xor:"at,how" help:"What changed between the states after two entries."`
@@ -46,6 +46,9 @@ type replayed struct {
 }
 
 func (c *replayCmd) Run(a *app) error {
+	if c.Place == "" {
+		return usageError{errors.New("replay: expected a PLACE, as in `esperd replay DIR --epoch 12`; " + placeIs)}
+	}
 	ctx, cancel := a.stopped()
 	defer cancel()
 	fewerCollections()
@@ -151,13 +154,16 @@ func (c *replayCmd) steps(ctx context.Context, a *app, p audit.Place, to uint64)
 		var slot *api.Slot
 		if c.Slot != "" {
 			before, after := slotIn(s.Before, c.Model, c.Slot), slotIn(s.After, c.Model, c.Slot)
-			if same := before == nil && after == nil || before != nil && after != nil && sameSlot(s, c.Model, c.Slot); same && !concerns(s.Entry, c.Model, c.Slot) {
+			if sameSlot(before, after) && !concerns(s.Entry, c.Model, c.Slot) {
 				return nil
 			}
 			slot = after
 		}
 		if c.JSON {
 			return json.NewEncoder(a.stdout).Encode(step{Entry: e, Slot: slot})
+		}
+		if c.Slot != "" {
+			e.Events = withoutOthers(s.Entry, c.Model, c.Slot)
 		}
 		if err := entryLine(a.stdout, &e); err != nil {
 			return err
@@ -185,13 +191,38 @@ func slotIn(s *fsm.State, model, slot string) *api.Slot {
 	return &out
 }
 
-// sameSlot: states share the slots that an entry does not touch.
-func sameSlot(s *audit.Step, model, slot string) bool {
-	return s.Before.Model(model).Slot(slot) == s.After.Model(model).Slot(slot)
+// sameSlot compares what a slot's life is told by. Measurements, which ride with
+// any call of the model, are not part of it.
+func sameSlot(a, b *api.Slot) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Stage == b.Stage && a.Alpha == b.Alpha && a.Seed == b.Seed && a.Germinations == b.Germinations
 }
 
+// concerns reports whether an entry is a call about the slot, or says something
+// about it other than what was measured.
 func concerns(e *events.Entry, model, slot string) bool {
-	return e.Key != nil && e.Key.Model == model && e.Key.Slot == slot
+	if e.Key != nil && e.Key.Model == model && e.Key.Slot == slot {
+		return true
+	}
+	for i := range e.Events {
+		if _, this := audit.NamesSlot(e, &e.Events[i], model, slot); this && e.Events[i].Observed == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// withoutOthers are the events of an entry without those about other slots.
+func withoutOthers(e *events.Entry, model, slot string) []events.Event {
+	out := []events.Event{}
+	for i := range e.Events {
+		if names, this := audit.NamesSlot(e, &e.Events[i], model, slot); this || !names {
+			out = append(out, e.Events[i])
+		}
+	}
+	return out
 }
 
 func (c *replayCmd) diff(ctx context.Context, a *app, p audit.Place) error {

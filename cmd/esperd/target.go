@@ -96,6 +96,11 @@ func (e silentError) Error() string {
 	return fmt.Sprintf("did not answer within %s", time.Duration(e))
 }
 
+// noEsperdError says that nobody answers.
+type noEsperdError struct{ error }
+
+func (e noEsperdError) Unwrap() error { return e.error }
+
 // askFor is ask for as long as ctx lasts.
 func (f *targetFlags) askFor(ctx context.Context, a *app, look func(context.Context, *client.Admin, target) error) error {
 	t, err := f.target(a.surroundings)
@@ -106,7 +111,7 @@ func (f *targetFlags) askFor(ctx context.Context, a *app, look func(context.Cont
 	defer admin.Close()
 	err = look(ctx, admin, t)
 	if unreachable, ok := errors.AsType[*url.Error](err); ok && ctx.Err() == nil {
-		return fmt.Errorf("no esperd answers at %s (from %s): %w: start it, or name another with --socket, --data-dir or --url, or its run with ESPERD_RUN_ID", t.address, t.from, unreachable.Err)
+		return noEsperdError{fmt.Errorf("no esperd answers at %s (from %s): %w: start it, or name another with --socket, --data-dir or --url, or its run with ESPERD_RUN_ID", t.address, t.from, unreachable.Err)}
 	}
 	if silent, ok := errors.AsType[silentError](context.Cause(ctx)); ok {
 		return fmt.Errorf("the esperd at %s (from %s) %w: is its process stopped?", t.address, t.from, silent)
