@@ -22,13 +22,18 @@ func (a *auditor) cover(ctx context.Context, r *Report, one []*history) {
 	}
 	incomplete := false
 	for _, h := range a.hs {
-		c := h.checked()
+		c, gone := h.checked(), ""
+		if c.Problem == "" && h.limit() < furthest && !h.about.Live {
+			gone = a.departed(ctx, h, one)
+		}
 		switch {
 		case c.Problem != "":
 			incomplete = true
 		case h.left > 0 && h.left < h.good:
 			c.Notes = append(c.Notes, fmt.Sprintf("the log goes on from entry %d under another lineage: its own entries %d to %d are a branch that was left", h.left, h.left+1, h.good))
 		case h.left > 0 && h.limit() == h.good: // all that it has is part of the log, which others continue
+		case gone != "":
+			c.Notes = append(c.Notes, gone)
 		case h.limit() < furthest && !h.about.Live:
 			c.Problem = fmt.Sprintf("it ends with entry %d: entries %d to %d, which another place has, are not here", h.limit(), h.limit()+1, furthest)
 			incomplete = true

@@ -14,6 +14,7 @@
 //	same.go      ... or found to be the same as one that was replayed
 //	store.go     what a directory keeps beside the entries: images, index of calls
 //	recorded.go  what the log itself says about ranks that differed
+//	departed.go  ... about who has left the world
 //	device.go    ... and about devices
 //	bisect.go    the first index at which two places differ
 //	compare.go   several histories: who agrees with whom, until where

@@ -21,6 +21,7 @@ type recorder struct {
 	own      []uint64 // by rank
 	branches []Branch
 	nodes    map[events.NodeID]nodeFacts
+	round    roundFacts
 
 	before  uint64 // findings about earlier entries are only counted
 	skipped uint64
@@ -30,6 +31,8 @@ type recorder struct {
 type nodeFacts struct {
 	rank *uint64
 	host string
+	left uint64 // the entry by which it left the world; 0: it did not, or came back
+	why  string
 }
 
 // see is told of every entry, with the state after it.
@@ -50,13 +53,8 @@ func (r *recorder) see(index uint64, e *events.Entry, out fsm.Outcome, s *fsm.St
 		case ev.Founded != nil && ev.Founded.Parent != nil:
 			p := ev.Founded.Parent
 			r.branch(Branch{Index: index, Kind: BranchContinues, Run: p.Run, Lineage: p.Lineage, From: Point{p.Index, p.Chain}})
-		case ev.NodeJoined != nil:
-			r.node(ev.NodeJoined.Node, nil, ev.NodeJoined.Host)
-		case ev.RoundOpened != nil:
-			for _, m := range ev.RoundOpened.Members {
-				rank := m.Rank
-				r.node(m.Node, &rank, "")
-			}
+		case ev.NodeJoined != nil, ev.NodeLeft != nil, ev.RoundOpened != nil:
+			r.membership(index, ev)
 		case ev.ShadowVerdict != nil:
 			rank := ev.ShadowVerdict.Rank
 			if rank < uint64(len(s.Round.Members)) {
@@ -110,20 +108,6 @@ func BranchOf(index uint64, e *events.Entry) *Branch {
 		return b
 	}
 	return nil
-}
-
-func (r *recorder) node(id events.NodeID, rank *uint64, host string) {
-	if r.nodes == nil {
-		r.nodes = map[events.NodeID]nodeFacts{}
-	}
-	f := r.nodes[id]
-	if rank != nil {
-		f.rank = rank
-	}
-	if host != "" {
-		f.host = host
-	}
-	r.nodes[id] = f
 }
 
 func (r *recorder) add(f *Finding, index, round uint64, s *fsm.State) {

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -56,7 +57,7 @@ func serve(t testing.TB, dir string, rank, ranks int, state *fsm.State, sent *at
 	d, err := door.Open(door.Options{Replica: &served{doortest.New("run", ranks).Node(rank), rank, ranks, h, state}, Socket: filepath.Join(sockets, "s"),
 		Logger: slog.New(slog.DiscardHandler), Version: "test"})
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, d.Close(t.Context())) })
+	t.Cleanup(func() { require.NoError(t, d.Close(context.Background())) }) // t.Context has ended by then
 	to, err := url.Parse("http://" + d.AdminAddr())
 	require.NoError(t, err)
 	proxy := httputil.NewSingleHostReverseProxy(to)

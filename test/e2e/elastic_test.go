@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/esperd/esperd/api"
+	"github.com/esperd/esperd/audit"
 	"github.com/esperd/esperd/events"
 	"github.com/esperd/esperd/test/internal/testesperd"
 )
@@ -111,6 +112,8 @@ func TestElastic(t *testing.T) {
 	w.again(a, b, w.another("f"))
 	w.trains(&rounds)
 	w.terminate()
+	r := w.audit(a.dir, b.dir, c.dir, d.dir, e.dir)
+	require.Equal(t, audit.Consistent, r.Outcome, "who has left lacks nothing: %+v", r.Coverage)
 }
 
 // id is the node's, up or down.
