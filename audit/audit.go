@@ -45,8 +45,14 @@ func Run(ctx context.Context, cfg Config) *Report {
 	}
 	a.verifyAll(ctx)
 	a.knowNodes()
+	return a.report(ctx, a.compareAll)
+}
+
+// report makes a report of what was verified, of which compare says who agrees
+// with whom.
+func (a *auditor) report(ctx context.Context, compare func(context.Context, []*history) comparison) *Report {
 	r := &Report{Version: ReportVersion, Findings: []Finding{}, Branches: []Branch{}, Own: []OwnCount{}, Coverage: []string{},
-		Build: thisBuild(cfg.Version), Reproduce: reproduce(cfg)}
+		Build: thisBuild(a.cfg.Version), Reproduce: reproduce(a.cfg)}
 	one, others := a.oneLog()
 	for _, h := range others {
 		h.stop(fmt.Errorf("it holds run %q, lineage %.12s, and not run %q, lineage %.12s: not compared", h.about.Run, h.about.Lineage, one[0].about.Run, one[0].about.Lineage))
@@ -54,7 +60,7 @@ func Run(ctx context.Context, cfg Config) *Report {
 	var c comparison
 	if len(one) > 0 {
 		r.Run, r.Lineage = one[0].about.Run, one[0].about.Lineage
-		c = a.compareAll(ctx, one)
+		c = compare(ctx, one)
 	}
 	r.Agreed = c.agreed
 	a.collect(ctx, r, c)
@@ -98,7 +104,12 @@ func (a *auditor) verify(ctx context.Context, h *history) {
 	if a.replayed == nil && h.faultless() {
 		a.replayed = h
 	}
-	if h.state != nil && h.state.Lineage != "" { // what the entries say counts, not what is noted beside them
+	h.identify()
+}
+
+// identify: what the entries say counts, not what is noted beside them.
+func (h *history) identify() {
+	if h.state != nil && h.state.Lineage != "" {
 		h.about.Run, h.about.Lineage = h.state.Run, lineageAt(h.state, h.good)
 	}
 }

@@ -23,6 +23,9 @@ func (a *auditor) cover(ctx context.Context, r *Report, one []*history) {
 	incomplete := false
 	for _, h := range a.hs {
 		c, gone := h.checked(), ""
+		if h.asked && h.digested > 0 && longest(one) == nil {
+			c.Notes = append(c.Notes, "what the log itself records of trainers and devices was not read")
+		}
 		if c.Problem == "" && h.limit() < furthest && !h.about.Live {
 			gone = a.departed(ctx, h, one)
 		}
@@ -38,7 +41,11 @@ func (a *auditor) cover(ctx context.Context, r *Report, one []*history) {
 			c.Problem = fmt.Sprintf("it ends with entry %d: entries %d to %d, which another place has, are not here", h.limit(), h.limit()+1, furthest)
 			incomplete = true
 		case h.limit() < furthest:
-			c.Notes = append(c.Notes, fmt.Sprintf("it is in use and had %d entries when it was opened; another place has %d", h.limit(), furthest))
+			when := "when it was opened"
+			if h.followed {
+				when = "when the audit ended"
+			}
+			c.Notes = append(c.Notes, fmt.Sprintf("it is in use and had %d entries %s; another place has %d", h.limit(), when, furthest))
 		case len(one) > 1 && h.compared < h.limit():
 			c.Notes = append(c.Notes, fmt.Sprintf("entries %d to %d are in no other place", h.compared+1, h.limit()))
 		}
@@ -73,14 +80,22 @@ func (h *history) checked() Checked {
 	case b.Problem != "":
 		c.Notes = append(c.Notes, "it says of itself: "+b.Problem)
 	}
+	if h.adopted > 0 {
+		c.ReplayedFrom = h.adopted + 1
+		c.Notes = append(c.Notes, comparedBySum(b.From, h.adopted))
+	}
 	if b.Noted != "" {
 		c.Notes = append(c.Notes, b.Noted)
 		c.Evidence = b.Evidence
 	}
 	if h.asked && h.digested > 0 {
-		c.Notes = append(c.Notes, fmt.Sprintf("entries %d to %d and the states after them were compared with another place by what they come to, without downloading them (--full does)", b.From, h.digested))
+		c.Notes = append(c.Notes, comparedBySum(b.From, h.digested))
 	}
 	return c
+}
+
+func comparedBySum(from, to uint64) string {
+	return fmt.Sprintf("entries %d to %d and the states after them were compared with another place by what they come to, without downloading them (--full does)", from, to)
 }
 
 // sentence is the coverage of one place, for people.
@@ -91,7 +106,9 @@ func (c *Checked) sentence() string {
 	case c.SameAs != "":
 		add("entries %d to %d are byte for byte those of %s, and led to the same digests", c.From, c.Replayed, c.SameAs)
 	case c.Replayed > 0:
-		add("entries %d to %d replayed", c.From, c.Replayed)
+		if from := max(c.From, c.ReplayedFrom); from <= c.Replayed {
+			add("entries %d to %d replayed", from, c.Replayed)
+		}
 		if c.Chained > c.Replayed {
 			add("%d to %d checked against the chain", c.Replayed+1, c.Chained)
 		}

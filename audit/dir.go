@@ -17,6 +17,8 @@ import (
 // dirPlace is a data directory, or its history.db alone.
 type dirPlace struct {
 	about  About
+	path   string
+	file   os.FileInfo // of path, when it was opened
 	reader *events.Reader
 	images []events.Image // read before the records, which they never precede on disk
 	bad    error          // of the images
@@ -126,6 +128,7 @@ func (a *About) readNode(b []byte) error {
 
 func openHistory(path string, about About) (Place, error) {
 	about.Live = isOpen(path) // before the extent: what is appended then is seen
+	file, _ := os.Stat(path)
 	reader, err := events.OpenReader(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s has no %s: its esperd has not joined a log yet", about.Place, historyName)
@@ -133,17 +136,40 @@ func openHistory(path string, about About) (Place, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &dirPlace{about: about, reader: reader}
+	p := &dirPlace{about: about, path: path, file: file, reader: reader}
 	p.images, p.bad = reader.Images()
 	if err := reader.Refresh(); err != nil {
 		return nil, errors.Join(err, reader.Close())
 	}
-	x := reader.Extent()
+	p.measure()
+	return p, nil
+}
+
+// measure notes where the file ends.
+func (p *dirPlace) measure() {
+	x := p.reader.Extent()
 	p.about.From, p.about.Head, p.about.HeadChain = 1, x.Head, x.Chain
 	if n := len(x.Missing); n > 0 {
 		p.about.From, p.about.FirstChain = x.Missing[n-1].To+1, x.Missing[n-1].Chain
 	}
-	return p, nil
+}
+
+// Refresh implements grower. A file that was replaced, as when the directory is
+// set aside, is an error: open the place again.
+func (p *dirPlace) Refresh(context.Context) error {
+	now, err := os.Stat(p.path)
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(now, p.file) {
+		return fmt.Errorf("%s was replaced by another file", p.path)
+	}
+	p.about.Live = isOpen(p.path)
+	if err := p.reader.Refresh(); err != nil {
+		return err
+	}
+	p.measure()
+	return nil
 }
 
 // isOpen reports whether a process has the history open for writing, by the lock

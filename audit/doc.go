@@ -25,6 +25,8 @@
 //	findings.go  what was found, in the order in which it began
 //	report.go    the report, and its JSON
 //	audit.go     Run: all of it; coverage.go what was checked, and how far
+//	follow.go    Follow: all of it while the world goes on
+//	watch.go     ... one place of it; ledger.go its links, compared with the others'
 //
 // A difference between two logs is found by bisection over the chain: one link
 // answers for all entries before it.

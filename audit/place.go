@@ -52,6 +52,13 @@ type Place interface {
 	Close() error
 }
 
+// A grower is a place that may grow: an esperd, or a directory that one has open.
+type grower interface {
+	Place
+	// Refresh looks where it begins and ends now, which About then says.
+	Refresh(ctx context.Context) error
+}
+
 // Options says how places are read.
 type Options struct {
 	Timeout time.Duration // of one answer of an esperd; 0: 15 s

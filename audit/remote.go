@@ -88,6 +88,26 @@ func (p *remotePlace) Records(ctx context.Context, from, to uint64, fn func(*eve
 	return nil
 }
 
+// Refresh implements grower: a link says where the log ends, and is short.
+func (p *remotePlace) Refresh(ctx context.Context) error {
+	if p.about.Head == 0 { // it has none yet
+		s, err := ask(ctx, p, p.admin.State)
+		if err == nil {
+			p.about.Run, p.about.Lineage, p.about.Head, p.about.From = s.Run, s.Lineage, s.Index, max(s.CompleteFrom, 1)
+		}
+		return err
+	}
+	c, err := p.link(ctx, p.about.From, p.about.From)
+	if err != nil {
+		return err
+	}
+	p.about.Head, p.about.From = c.Head, max(c.CompleteFrom, 1)
+	if p.about.From == 1 {
+		p.about.FirstChain = events.Digest{}
+	}
+	return nil
+}
+
 func (p *remotePlace) link(ctx context.Context, from, to uint64) (*api.Chain, error) {
 	return ask(ctx, p, func(ctx context.Context) (*api.Chain, error) { return p.admin.Chain(ctx, from, to) })
 }

@@ -77,15 +77,17 @@ type Checked struct {
 	Lineage  string        `json:"lineage,omitempty"`
 	Live     bool          `json:"live,omitempty"` // an esperd has it open
 	From     uint64        `json:"from"`
-	Head     uint64        `json:"head"`               // when it was opened
-	Chained  uint64        `json:"chain_checked_to"`   // entries read and checked against the chain; 0: none
-	Replayed uint64        `json:"replayed_to"`        // and replayed
-	Compared uint64        `json:"compared_to"`        // with another place
-	Chain    events.Digest `json:"chain,omitzero"`     // at chain_checked_to
-	Problem  string        `json:"problem,omitempty"`  // why not all could be checked
-	Notes    []string      `json:"notes,omitempty"`    // what else to know
-	Evidence *Evidence     `json:"evidence,omitempty"` // what its esperd found out about its state while it ran
-	SameAs   string        `json:"same_as,omitempty"`  // the place that was replayed: this one holds the same bytes and digests
+	Head     uint64        `json:"head"`             // when it was opened
+	Chained  uint64        `json:"chain_checked_to"` // entries read and checked against the chain; 0: none
+	Replayed uint64        `json:"replayed_to"`      // and replayed
+	Compared uint64        `json:"compared_to"`      // with another place
+
+	ReplayedFrom uint64        `json:"replayed_from,omitempty"` // entries before were compared with a place that was replayed; absent: from
+	Chain        events.Digest `json:"chain,omitzero"`          // at chain_checked_to
+	Problem      string        `json:"problem,omitempty"`       // why not all could be checked
+	Notes        []string      `json:"notes,omitempty"`         // what else to know
+	Evidence     *Evidence     `json:"evidence,omitempty"`      // what its esperd found out about its state while it ran
+	SameAs       string        `json:"same_as,omitempty"`       // the place that was replayed: this one holds the same bytes and digests
 }
 
 // Group is the ranks that have one value.

@@ -26,6 +26,8 @@ type history struct {
 	compared uint64     // the last entry that was compared with another place
 	asked    bool       // of an esperd that is compared without reading its entries
 	digested uint64     // ... and the last entry after which its digests were compared
+	adopted  uint64     // up to there it was only compared with one that was replayed; 0: all was replayed
+	followed bool       // while it grew
 	stopped  error      // why checking ended before the head; nil: it did not
 	damaged  bool       // ... because the place is damaged, which is a fault too
 	notes    []string   // what was not checked, without being wrong
@@ -54,50 +56,74 @@ type verifier struct {
 	suspect  *fault // a digest that does not fit, until the next record says why
 	told     bool   // that it applied an entry wrongly: what follows is a consequence
 	frozen   bool   // it stopped applying, as its records say
+	replay   bool   // entries are applied, and not only checked against the chain
 	calls    *callCheck
 	images   *imageCheck
-	progress func(done uint64)
+	progress func(done uint64)      // nil: nobody is told
+	passed   func(r *events.Record) // likewise, of every entry that is whole
 }
 
 // verify checks a history by itself, from its first entry to the head that it
 // had when it was opened.
 func verify(ctx context.Context, h *history, progress func(done uint64)) {
-	v := &verifier{h: h, progress: progress, calls: newCallCheck(), images: newImageCheck(h.place)}
-	a := h.about
-	h.good, h.chain, h.state = a.From-1, a.FirstChain, fsm.New()
-	replay := a.From <= 1
-	if !replay {
-		if s := v.images.stateAt(a.From - 1); s != nil {
-			h.state, h.replayed, replay = s, a.From-1, true
-		} else {
-			h.stopped = fmt.Errorf("entries 1 to %d are not here, nor the state after them: what follows is checked against the chain alone", a.From-1)
-		}
-	}
-	err := stream(ctx, h.place, a.From, a.Head, a.FirstChain, replay, func(e *streamed) error {
-		if replay {
-			switch err := v.step(e); {
-			case errors.Is(err, errFrozen):
-				replay = false // goes on with the chain
-			case err != nil:
-				return err
-			}
-		}
-		h.good, h.chain = e.Record.Index, e.Record.Chain
-		h.sums.add(&e.Record)
-		if v.progress != nil && h.good%4096 == 0 {
-			v.progress(h.good)
-		}
-		return nil
-	})
-	if v.suspect != nil {
-		v.blame(*v.suspect)
-	}
+	v := newVerifier(h)
+	v.progress = progress
+	err := v.advance(ctx, h.about.Head)
+	v.conclude()
 	v.ended(err)
 	if v.progress != nil {
 		v.progress(h.good)
 	}
 	if p, ok := h.place.(*dirPlace); ok && ctx.Err() == nil {
 		v.checkStore(p)
+	}
+}
+
+// newVerifier begins before the first entry of a history.
+func newVerifier(h *history) *verifier {
+	v := &verifier{h: h, calls: newCallCheck(), images: newImageCheck(h.place)}
+	a := h.about
+	h.good, h.chain, h.state = a.From-1, a.FirstChain, fsm.New()
+	if v.replay = a.From <= 1; v.replay {
+		return v
+	}
+	if s := v.images.stateAt(a.From - 1); s != nil {
+		h.state, h.replayed, v.replay = s, a.From-1, true
+	} else {
+		h.stopped = fmt.Errorf("entries 1 to %d are not here, nor the state after them: what follows is checked against the chain alone", a.From-1)
+	}
+	return v
+}
+
+// advance goes on to an entry. The error is a *events.CorruptError, or the
+// place's: what comes before it is checked, and advance may be called again.
+func (v *verifier) advance(ctx context.Context, to uint64) error {
+	h := v.h
+	return stream(ctx, h.place, h.good+1, to, h.chain, v.replay, func(e *streamed) error {
+		if v.replay {
+			switch err := v.step(e); {
+			case errors.Is(err, errFrozen):
+				v.replay = false // goes on with the chain
+			case err != nil:
+				return err
+			}
+		}
+		h.good, h.chain = e.Record.Index, e.Record.Chain
+		h.sums.add(&e.Record)
+		if v.passed != nil {
+			v.passed(&e.Record)
+		}
+		if v.progress != nil && h.good%4096 == 0 {
+			v.progress(h.good)
+		}
+		return nil
+	})
+}
+
+// conclude decides about the suspect when no record comes that would.
+func (v *verifier) conclude() {
+	if v.suspect != nil {
+		v.blame(*v.suspect)
 	}
 }
 

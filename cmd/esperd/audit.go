@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"strconv"
 	"time"
 
 	"github.com/esperd/esperd/audit"
@@ -12,10 +13,32 @@ import (
 
 type auditCmd struct {
 	Places  []string      `arg:"" optional:"" name:"place" help:"Data directories (also of an esperd that runs, stands still or is dead), exported logs, admin URLs."`
-	JSON    bool          `name:"json" help:"Print the report as JSON."`
+	JSON    bool          `name:"json" help:"Print the report as JSON; with --follow an object a line."`
 	Full    bool          `help:"Download and replay everything from URLs too, also what they agree on."`
-	Since   uint64        `placeholder:"INDEX" help:"Only count what the log itself records about entries before."`
+	Since   sinceFlag     `placeholder:"INDEX" help:"Only count what the log itself records about entries before; with --follow also \"end\": about those that are there when it begins."`
 	Timeout time.Duration `default:"15s" help:"How long an esperd may take for one answer."`
+
+	Follow   bool          `short:"f" help:"Go on with what the places get, tell what changes, and end with the report at a signal or when ranks differ."`
+	Every    time.Duration `default:"1s" help:"With --follow: how often each place is looked at."`
+	Behind   time.Duration `default:"10s" help:"With --follow: how long a rank may take to have what another one has, before that is told."`
+	EndAfter time.Duration `placeholder:"DURATION" help:"With --follow: end when no esperd has been there for so long, once one was; absent: only at a signal."`
+}
+
+// sinceFlag is an index, or the end of the log.
+type sinceFlag struct {
+	index uint64
+	end   bool
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *sinceFlag) UnmarshalText(b []byte) (err error) {
+	if s.end = string(b) == "end"; s.end {
+		return nil
+	}
+	if s.index, err = strconv.ParseUint(string(b), 10, 64); err != nil {
+		return fmt.Errorf("expected an index, or end, got %q", b)
+	}
+	return nil
 }
 
 // Help says more than the flags do.
@@ -35,6 +58,12 @@ func (c *auditCmd) Run(a *app) error {
 	if len(c.Places) == 0 {
 		return usageError{errors.New("audit: expected a PLACE for each rank, as in `esperd audit DIR/rank0 http://node3:7501`; " + placeIs)}
 	}
+	switch {
+	case c.Since.end && !c.Follow:
+		return usageError{errors.New("--since=end: expected an index without --follow")}
+	case c.Every <= 0 || c.Behind <= 0 || c.EndAfter < 0 || c.Timeout <= 0:
+		return usageError{errors.New("--every, --behind, --end-after, --timeout: expected a duration above 0, as in 5s")}
+	}
 	ctx, cancel := a.stopped()
 	defer cancel()
 	fewerCollections()
@@ -42,9 +71,13 @@ func (c *auditCmd) Run(a *app) error {
 	for i, p := range c.Places {
 		places[i] = a.placeName(p)
 	}
+	cfg := audit.Config{Places: places, Options: audit.Options{Timeout: c.Timeout}, Full: c.Full, Since: c.Since.index, Version: thisVersion().Esperd}
+	if c.Follow {
+		return c.follow(ctx, a, cfg)
+	}
 	bar := newAuditProgress(a.stderr)
-	r := audit.Run(ctx, audit.Config{Places: places, Options: audit.Options{Timeout: c.Timeout}, Full: c.Full, Since: c.Since,
-		Version: thisVersion().Esperd, Progress: bar.did})
+	cfg.Progress = bar.did
+	r := audit.Run(ctx, cfg)
 	bar.end()
 	var err error
 	if c.JSON {
@@ -52,13 +85,14 @@ func (c *auditCmd) Run(a *app) error {
 	} else {
 		err = auditText(a.stdout, r)
 	}
-	if err != nil {
-		return err
+	return endOfAudit(r, err)
+}
+
+func endOfAudit(r *audit.Report, err error) error {
+	if err == nil && r.Status != exitOK {
+		err = exitError(r.Status)
 	}
-	if r.Status != exitOK {
-		return exitError(r.Status)
-	}
-	return nil
+	return err
 }
 
 func fewerCollections() {

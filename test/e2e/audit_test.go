@@ -58,6 +58,14 @@ func TestAudit(t *testing.T) {
 		}
 		return nil
 	})
+	toTheEnd := w.follow(append(w.dirs(), "--end-after", "2s")...)
+	toTheEnd.tells(audit.EventCaughtUp)
+	var urls []string
+	for _, n := range w.nodes {
+		urls = append(urls, n.adminURL())
+	}
+	live := w.follow(append(urls, "--timeout", "1s")...)
+	live.tells(audit.EventCaughtUp)
 	for range 5 { // while they write
 		r := w.audit(w.dirs()...)
 		require.Equal(t, audit.Consistent, r.Outcome, "%+v", r)
@@ -82,9 +90,18 @@ func TestAudit(t *testing.T) {
 	require.Equal(t, 2, hangs.Status)
 	require.Contains(t, hangs.Places[1].Problem, "did not answer within 1s")
 	require.GreaterOrEqual(t, hangs.Places[0].Replayed, head, "the other one is checked")
+	live.tells(audit.EventPlace, audit.StateUnreachable, 1)
 	w.nodes[1].process.signal(t, syscall.SIGCONT)
+	live.tells(audit.EventPlace, audit.StateOK, 1)
+	live.signal(t, syscall.SIGINT)
+	r = live.ends(t)
+	require.Equal(t, audit.Consistent, r.Outcome, "%+v", r)
+	require.GreaterOrEqual(t, r.Agreed.Index, head)
 	w.settled()
 	w.terminate()
+	r = toTheEnd.ends(t)
+	require.Equal(t, audit.Consistent, r.Outcome, "%+v", r.Coverage)
+	require.GreaterOrEqual(t, r.Agreed.Index, head)
 
 	export := filepath.Join(w.dir, "log.jsonl")
 	status, _, errs := finish(t, w.dir, "events", w.nodes[2].dir, "--export", export)

@@ -45,6 +45,7 @@ func TestDivergence(t *testing.T) {
 			f.begin(faulty)
 			f.named()
 			f.told()
+			f.followed()
 			f.audited()
 			f.restarted()
 		})
@@ -59,6 +60,8 @@ type faultyWorld struct {
 	how  string
 	at   uint64 // the entry
 	j    *job
+
+	follower *follower
 }
 
 // begin has the world make calls until its states differ.
@@ -84,6 +87,14 @@ func (f *faultyWorld) begin(faulty string) {
 		}
 	}
 	w.settled()
+	places := w.dirs()
+	for i := range places {
+		if f.rank == 1 { // else the directories
+			places[i] = w.nodes[i].adminURL()
+		}
+	}
+	f.follower = w.follow(places...)
+	f.follower.tells(audit.EventCaughtUp)
 	f.j = w.newJob(func(o *client.Options) { o.Mode = events.ModeFollow })
 	for range 12 { // each is an entry; only rank 0 makes them
 		_, _ = f.j.trainers[0].Advance(f.j.ctx, slotNames[0])
@@ -165,6 +176,17 @@ func (f *faultyWorld) told() {
 	says(f.t, out, "DIVERGED", fmt.Sprintf("entry %d", f.at+1))
 	_, out, _ = finish(f.t, f.w.dir, "ranks", "--socket", f.w.nodes[len(f.w.nodes)-1].socket)
 	says(f.t, out, "DIVERGED")
+}
+
+// followed: whoever follows the world is told, without asking again.
+func (f *faultyWorld) followed() {
+	r := f.follower.ends(f.t)
+	require.Equal(f.t, 1, r.Status)
+	g := r.Findings[0]
+	require.Equal(f.t, audit.VerdictApply, g.Verdict, "%+v", g)
+	require.Equal(f.t, f.at, g.Index)
+	require.Len(f.t, g.AtFault, 1)
+	require.EqualValues(f.t, f.rank, *g.AtFault[0].Rank)
 }
 
 // audited: the same from the directories, whatever the esperds found.
