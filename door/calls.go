@@ -295,8 +295,8 @@ func (s *Server) indexOf(ctx context.Context, t *track, c fsm.Call) (uint64, *ap
 	if p := standing(s.replica.State(), t.round); p != nil {
 		return 0, p
 	}
-	if p := s.diverged(); p != nil {
-		return 0, p
+	if failed := problemOf(err); failed.Code() == events.CodeDiverged {
+		return 0, s.verdict(ctx, failed)
 	}
 	var wrong *fsm.KeyError
 	if errors.As(err, &wrong) {

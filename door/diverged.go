@@ -13,7 +13,10 @@ import (
 
 // verdictMax is how long a call waits for the verdict on this rank's replica, so
 // that its answer can say whose state is wrong.
-const verdictMax = 10 * time.Second
+const (
+	verdictMax  = 10 * time.Second
+	verdictLook = 50 * time.Millisecond
+)
 
 const askRecheck = "recheck"
 
@@ -27,6 +30,26 @@ func (s *Server) diverged() *api.Problem {
 	p := problemf(events.CodeDiverged, "this rank's replica has diverged and answers no calls any more: %s; esperd status and esperd audit say more, on any rank", d.Text())
 	p.Fault = s.ownFault(s.replica.State())
 	return p
+}
+
+// verdict waits until it is known whose state is wrong, for the answer to a call
+// that this rank's replica does not decide any more. failed is that answer where it
+// does not become known in time.
+func (s *Server) verdict(ctx context.Context, failed *api.Problem) *api.Problem {
+	ctx, done := context.WithTimeout(ctx, verdictMax)
+	defer done()
+	for {
+		changed := s.replica.Changed()
+		if p := s.diverged(); p != nil {
+			return p
+		}
+		select {
+		case <-changed:
+		case <-time.After(verdictLook): // not everything about it wakes who waits for entries
+		case <-ctx.Done():
+			return failed
+		}
+	}
 }
 
 // ownFault is why the round is over for this rank's trainer: by the log, or

@@ -67,6 +67,27 @@ func TestWhoIsToldOfADivergence(t *testing.T) {
 	}
 }
 
+// TestRank0WaitsForTheVerdict: its own call is refused before it is known whose
+// state is wrong, and its answer says whose.
+func TestRank0WaitsForTheVerdict(t *testing.T) {
+	j := newJob(t, 2)
+	trainers := j.connect()
+	j.log.Node(0).Refuse(&replica.Error{Code: events.CodeDiverged, Reason: "this node decides nothing"})
+	answered := make(chan error, 1)
+	go func() { answered <- step(0)(trainers[0], j) }()
+	require.Eventually(t, func() bool {
+		a, err := j.admins(1)["socket"].Arrivals(j.ctx())
+		return err == nil && len(a.Waiting) > 0
+	}, 10*time.Second, time.Millisecond)
+	j.log.Node(0).Corrupt(replica.BlameSelf)
+	err := <-answered
+	require.ErrorIs(t, err, client.ErrDiverged)
+	p, ok := errors.AsType[*client.Problem](err)
+	require.True(t, ok)
+	require.NotNil(t, p.Fault, "%v", err)
+	require.EqualValues(t, 0, p.Fault.Rank)
+}
+
 // TestStatesAreComparedWhenSomebodyLooks: a rank that applies no further entry is
 // found by what it has after the last one.
 func TestStatesAreComparedWhenSomebodyLooks(t *testing.T) {

@@ -13,11 +13,16 @@ from typing import Any, Callable, Dict, List, Optional
 
 import esperd
 
+FAULTY = os.environ.get("ESPERD_FAULTY_BINARY", "")  # built with -tags esperdfault
 BINARY = os.environ.get("ESPERD_BINARY") or shutil.which("esperd") or ""
 
 
 def needs_esperd(test: Any) -> Any:
     return unittest.skipUnless(BINARY, "there is no esperd: set ESPERD_BINARY, or install it on PATH")(test)
+
+
+def needs_faulty(test: Any) -> Any:
+    return unittest.skipUnless(FAULTY, "there is no faulty esperd: set ESPERD_FAULTY_BINARY to one built with -tags esperdfault")(test)
 
 
 def free_ports(n: int) -> List[int]:
@@ -32,10 +37,15 @@ def free_ports(n: int) -> List[int]:
 
 
 class World:
-    """One `esperd run` for each rank, which may be killed and started again."""
+    """One `esperd run` for each rank, which may be killed and started again.
 
-    def __init__(self, test: unittest.TestCase, size: int, *flags: str, environment: Optional[Dict[str, str]] = None) -> None:
-        self.size, self.flags, self.environment = size, flags, {**os.environ, **(environment or {})}
+    ``environment`` is for all of them; ``faults`` for ranks whose esperd is one that
+    goes wrong.
+    """
+
+    def __init__(self, test: unittest.TestCase, size: int, *flags: str, environment: Optional[Dict[str, str]] = None,
+                 faults: Optional[Dict[int, Dict[str, str]]] = None) -> None:
+        self.size, self.flags, self.environment, self.faults = size, flags, {**os.environ, **(environment or {})}, faults or {}
         self.dir = tempfile.mkdtemp(prefix="world")
         self.ports = free_ports(size)
         self._processes: List[Optional["subprocess.Popen[bytes]"]] = [None] * size
@@ -52,12 +62,12 @@ class World:
             return f.read()
 
     def start(self, rank: int) -> None:
-        command = [BINARY, "run", "--rank", str(rank), "--world-size", str(self.size), "--run-id", "test", "--log-format", "json",
+        command = [FAULTY if rank in self.faults else BINARY, "run", "--rank", str(rank), "--world-size", str(self.size), "--run-id", "test", "--log-format", "json",
                    "--data-dir", os.path.join(self.dir, f"rank{rank}"), "--socket", self.socket(rank), "--listen", f"127.0.0.1:{self.ports[rank]}", *self.flags]
         if self.size > 1:
             command += ["--join", f"127.0.0.1:{self.ports[0]}"]
         with open(os.path.join(self.dir, f"log{rank}"), "ab") as log:
-            self._processes[rank] = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL, env=self.environment)
+            self._processes[rank] = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL, env={**self.environment, **self.faults.get(rank, {})})
 
     def kill(self, rank: int) -> None:
         process, self._processes[rank] = self._processes[rank], None

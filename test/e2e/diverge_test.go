@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,6 +14,7 @@ import (
 	"github.com/esperd/esperd/audit"
 	"github.com/esperd/esperd/client"
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/test/internal/testesperd"
 )
 
 // Faults of the build for tests (-tags esperdfault).
@@ -32,9 +32,7 @@ func TestDivergence(t *testing.T) {
 	}
 	t.Parallel()
 	faulty := filepath.Join(t.TempDir(), "esperd-fault")
-	build := exec.Command("go", "build", "-buildvcs=false", "-tags", "esperdfault", "-o", faulty, "github.com/esperd/esperd/cmd/esperd")
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, "%s", out)
+	require.NoError(t, testesperd.Faulty(faulty))
 	for _, c := range []struct {
 		size, rank int
 		how        string

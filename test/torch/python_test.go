@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/esperd/esperd/test/internal/testesperd"
 )
 
 // TestPythonClient runs the client's own tests: before a door without an
@@ -16,6 +18,8 @@ import (
 func TestPythonClient(t *testing.T) {
 	python := needPython(t)
 	t.Parallel()
+	faulty := filepath.Join(t.TempDir(), "esperd-fault")
+	require.NoError(t, testesperd.Faulty(faulty))
 	files, err := filepath.Glob(filepath.Join(root, "python", "tests", "test_*.py"))
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
@@ -27,7 +31,7 @@ func TestPythonClient(t *testing.T) {
 			defer cancel()
 			cmd := group(exec.CommandContext(ctx, python, "-W", "error", "-m", "unittest", "--verbose", "tests."+name))
 			cmd.Dir = filepath.Join(root, "python")
-			cmd.Env = environment(t.TempDir())
+			cmd.Env = environment(t.TempDir(), "ESPERD_FAULTY_BINARY="+faulty)
 			out, err := cmd.CombinedOutput()
 			if strings.Contains(string(out), "\nRan 0 tests") { // newer Pythons make an error of it
 				missing(t, name+" needs torch, and gcc for the stub of libcuda")

@@ -37,6 +37,10 @@ func Binary() (path string, remove func(), err error) {
 // Release builds this code as the release of a version, into path.
 func Release(path, version string) error { return build(path, "-ldflags", "-X main.version="+version) }
 
+// Faulty builds this code into path with the faults of package fsm and replica,
+// which variables of its environment ask for.
+func Faulty(path string) error { return build(path, "-tags", "esperdfault") }
+
 func build(path string, flags ...string) error {
 	// Without the commit: a checkout of another user's would not build.
 	args := append(append([]string{"build", "-buildvcs=false", "-o", path}, raceFlags...), flags...)
