@@ -22,7 +22,7 @@ type FollowConfig struct {
 	Config
 	Every     time.Duration // how often a place is looked at; 1 s
 	Behind    time.Duration // how long a rank may take to have what another one has; 10 s
-	EndAfter  time.Duration // to end once nothing has been live for so long, if anything was; 0: never
+	EndAfter  time.Duration // to end when no esperd has been there for so long, once there is a log; 0: never
 	SinceHead bool          // what the log itself records about entries that are there already is only counted
 
 	Tell func(*Event) // in order, from one goroutine
@@ -77,7 +77,7 @@ type follower struct {
 	told     []string // state of each place, as it was told
 	lags     []lag
 	caughtUp bool
-	live     time.Time // when anything was live last; zero: never
+	live     time.Time // when an esperd was there last; zero: there is no log yet
 }
 
 // reference is a state that was reached by replaying a place, without a fault.
@@ -181,7 +181,7 @@ func (f *follower) look() (diverged string, at uint64) {
 	for i := range seen {
 		s := &seen[i]
 		furthest, looked = max(furthest, s.good), looked && s.looked
-		if s.state == StateOK && s.live {
+		if s.state == StateOK && s.live || s.state == StateStopped && f.live.IsZero() { // whose run may be over already
 			f.live = now
 		}
 	}
@@ -247,10 +247,7 @@ func (f *follower) place(i int, seen []sight, now time.Time) {
 	case state == StateStopped:
 		what = fmt.Sprintf("no esperd has it open; it ends with entry %d", s.good)
 	case state == StateOK:
-		what = fmt.Sprintf("it can be read again, and is verified up to entry %d", s.good)
-		if f.told[i] == StateBehind {
-			what = fmt.Sprintf("it has got what others had, and is verified up to entry %d", s.good)
-		}
+		what = fmt.Sprintf("%s, and is verified up to entry %d", backText(f.told[i]), s.good)
 	}
 	if state != StateOK && s.good > 0 {
 		for k := range seen {
@@ -267,6 +264,17 @@ func (f *follower) place(i int, seen []sight, now time.Time) {
 		return
 	}
 	f.tell(&Event{Event: EventPlace, State: state, Place: w.name, Rank: s.rank, Index: s.good, What: what})
+}
+
+// backText says what has ended that was told of a place.
+func backText(was string) string {
+	switch was {
+	case StateBehind:
+		return "it has got what others had"
+	case StateStopped, StateLeft:
+		return "an esperd has it open"
+	}
+	return "it can be read"
 }
 
 func (l *ledger) meeting() *meeting {

@@ -21,7 +21,7 @@ type auditCmd struct {
 	Follow   bool          `short:"f" help:"Go on with what the places get, tell what changes, and end with the report at a signal or when ranks differ."`
 	Every    time.Duration `default:"1s" help:"With --follow: how often each place is looked at."`
 	Behind   time.Duration `default:"10s" help:"With --follow: how long a rank may take to have what another one has, before that is told."`
-	EndAfter time.Duration `placeholder:"DURATION" help:"With --follow: end when no esperd has been there for so long, once one was; absent: only at a signal."`
+	EndAfter time.Duration `placeholder:"DURATION" help:"With --follow: end when no esperd has been there for so long, once there is a log; absent: only at a signal, or when ranks differ."`
 }
 
 // sinceFlag is an index, or the end of the log.

@@ -47,6 +47,12 @@ func TestReadingALog(t *testing.T) {
 		{2, "a PLACE is a data directory", []string{"audit"}},
 		{2, "a PLACE is a data directory", []string{"replay"}},
 		{1, "a PLACE is a data directory", []string{"events"}},
+		{0, "CONSISTENT", []string{"audit", "--follow", "--every", "100ms", "--end-after", "1ms", dir}},
+		{0, `"event":"report"`, []string{"audit", "-f", "--json", "--every", "100ms", "--end-after", "1ms", dir}},
+		{2, "gets nothing", []string{"audit", "--follow", export}},
+		{2, "without --follow", []string{"audit", "--since=end", dir}},
+		{2, "expected an index, or end", []string{"audit", "--since=x", dir}},
+		{2, "expected a duration", []string{"audit", "--follow", "--every=0s", dir}},
 		{2, "reads a PLACE", []string{"events", "--export", export}},
 	} {
 		status, out, errs := finish(t, esperd(t, home, c.args...))
