@@ -77,6 +77,7 @@ type follower struct {
 	told     []string // state of each place, as it was told
 	lags     []lag
 	caughtUp bool
+	busy     bool      // a place is being read
 	live     time.Time // when an esperd was there last; zero: there is no log yet
 }
 
@@ -156,7 +157,7 @@ func (f *follower) watch(ctx context.Context) (diverged bool) {
 			}
 			return true
 		}
-		if f.cfg.EndAfter > 0 && !f.live.IsZero() && time.Since(f.live) >= f.cfg.EndAfter {
+		if f.cfg.EndAfter > 0 && !f.busy && !f.live.IsZero() && time.Since(f.live) >= f.cfg.EndAfter {
 			return false
 		}
 		select {
@@ -178,8 +179,10 @@ func (f *follower) look() (diverged string, at uint64) {
 	}
 	f.mu.Unlock()
 	now, furthest, looked := time.Now(), uint64(0), true
+	f.busy = false
 	for i := range seen {
 		s := &seen[i]
+		f.busy = f.busy || s.reading || !s.looked
 		furthest, looked = max(furthest, s.good), looked && s.looked
 		if s.state == StateOK && s.live || s.state == StateStopped && f.live.IsZero() { // whose run may be over already
 			f.live = now

@@ -41,6 +41,7 @@ type watcher struct {
 // sight is what a watcher has seen.
 type sight struct {
 	looked     bool // up to the end, or it could not be
+	reading    bool // entries that are new
 	state, why string
 	live       bool
 	good       uint64
@@ -261,6 +262,9 @@ func (w *watcher) passed(r *events.Record) {
 func (w *watcher) advance(ctx context.Context, to uint64) error {
 	var err error
 	if to > w.h.good {
+		w.f.mu.Lock()
+		w.sight.reading = true
+		w.f.mu.Unlock()
 		err = w.v.advance(ctx, to)
 		w.h.identify()
 	}
