@@ -194,9 +194,10 @@ func writeKept(w io.Writer, command, dir string, kept []keptRank) {
 	for _, k := range kept {
 		pids = append(pids, fmt.Sprint(k.PID))
 	}
-	fmt.Fprintf(w, "\nThe ranks run on. Look at them:\n")
+	fmt.Fprintf(w, "\nThe ranks run on. Look at them:\n  export ESPERD_SOCKET=%s\n", kept[0].Socket)
 	for _, c := range []string{"status", "slots", "ranks", "events --limit 20"} {
-		fmt.Fprintf(w, "  %s %s --socket %s\n", command, c, kept[0].Socket)
+		fmt.Fprintf(w, "  %s %s\n", command, c)
 	}
+	fmt.Fprintf(w, "  %s audit --follow %s/rank?\n", command, dir)
 	fmt.Fprintf(w, "Rank N's socket is %s/rankN/%s. Stop them:\n  kill %s && sleep 2 && rm -rf %s\n", dir, socketName, strings.Join(pids, " "), dir)
 }
