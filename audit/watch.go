@@ -327,7 +327,8 @@ func (w *watcher) publish(err error, waits bool) {
 	s.looked = s.looked || w.sight.looked
 	w.sight = s
 	if err == nil && !waits && w.v.replay && h.faultsNone() && w.v.suspect == nil && h.replayed == h.good && (f.reference == nil || f.reference.index < h.good) {
-		f.reference = &reference{w.name, h.good, h.chain, h.state}
+		own := *h.state // this verifier may use the memory of its state again
+		f.reference = &reference{w.name, h.good, h.chain, &own}
 	}
 	if err == nil && !waits && f.claimed == w && f.reference == nil {
 		f.claimed = nil // it leads to no state
