@@ -63,7 +63,10 @@ func ranks(n int) string {
 
 // does says of how many ranks the expected value is.
 func does(n uint64) string {
-	if n == 1 {
+	switch n {
+	case 0:
+		return "the log says"
+	case 1:
 		return "1 other does"
 	}
 	return fmt.Sprintf("%d others do", n)
@@ -95,7 +98,7 @@ func agreeing(a *events.Attested, together []events.Event, members []events.Memb
 }
 
 // slotOfTensors is the slot of the first tensor that differs, where its name
-// begins with one, as those in the arena do.
+// begins with one, as those in the arena do, or the first slot that differs.
 func slotOfTensors(a *events.Attested, s *fsm.State) (slot string, seed uint64) {
 	m := s.Model(a.Model)
 	if m == nil || m.Config == nil || m.Generation != a.Generation {
@@ -105,7 +108,7 @@ func slotOfTensors(a *events.Attested, s *fsm.State) (slot string, seed uint64) 
 		for _, name := range o.Tensors {
 			slot, _, ok := strings.Cut(name, "/")
 			i, known := m.Config.Slot(slot)
-			if !ok || !known {
+			if !known || ok == (a.What == "active") { // of the active set slots are named
 				continue
 			}
 			if live := m.Slots.At(i).Seed; live != nil {

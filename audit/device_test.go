@@ -127,3 +127,24 @@ func TestDeviceAndLog(t *testing.T) {
 		require.True(t, strings.Contains(r.Findings[i+1].What, "may be why"), r.Findings[i+1].What)
 	}
 }
+
+// A device's table that somebody else wrote into is named by slot, also where no
+// rank's says what the log does.
+func TestDeviceTable(t *testing.T) {
+	l := newLog(t, 32, "run", 2)
+	l.train(60)
+	l.fence()
+	at := l.state.Index
+	l.write(events.Entry{Kind: events.KindReport, Events: []events.Event{
+		{Attested: &events.Attested{Round: 1, Model: "main", Generation: l.state.Model("main").Generation, Index: at, What: "active", Value: events.Digest{7},
+			Others: []events.AttestedOther{{Value: events.Digest{8}, Ranks: []uint64{0, 1}, Tensors: []string{"r0c1"}}}}},
+		{Reported: &events.Reported{Node: nodeOf(0), Sequence: l.state.Source(nodeOf(0)).Sequence + 1}}}})
+	r := auditOf(t, (&replica{rank: 1, entries: l.entries}).write(t, t.TempDir()))
+	require.Len(t, r.Findings, 1, text(r))
+	got := r.Findings[0]
+	require.Equal(t, VerdictDevice, got.Verdict)
+	require.Equal(t, at, got.Index)
+	require.Equal(t, "r0c1", got.Slot)
+	require.Contains(t, got.What, "the devices of 2 ranks do not hold the active set that the log says")
+	require.Len(t, got.AtFault, 2)
+}
