@@ -8,7 +8,8 @@ import (
 	"github.com/esperd/esperd/fsm"
 )
 
-// Step is an entry as replaying meets it.
+// Step is an entry as replaying meets it. The record and the entry are good until
+// the callback returns.
 type Step struct {
 	Record  *events.Record
 	Entry   *events.Entry
@@ -41,11 +42,11 @@ func replay(ctx context.Context, p Place, state *fsm.State, prev events.Digest, 
 		if e.Err != nil {
 			return fmt.Errorf("entry %d: %w", e.Record.Index, e.Err)
 		}
-		next, out, err := fsm.Apply(state, e.Entry)
+		next, out, err := fsm.Apply(state, &e.Entry)
 		if err != nil {
 			return err
 		}
-		step := Step{Record: &e.Record, Entry: e.Entry, Refused: out.Refused, Before: state, After: next}
+		step := Step{Record: &e.Record, Entry: &e.Entry, Refused: out.Refused, Before: state, After: next}
 		state = next
 		return fn(&step)
 	})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"hash/maphash"
 
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
@@ -16,21 +17,18 @@ import (
 // set adds up to does not depend on an order, and takes no memory.
 type callCheck struct{ count, sum, mixed uint64 }
 
-func newCallCheck() *callCheck { return new(callCheck) }
+type indexedCall struct {
+	id    events.CallID
+	index uint64
+}
+
+// callSeed is another one in every process: only checks of one audit are
+// compared.
+var callSeed = maphash.MakeSeed()
 
 func (c *callCheck) add(id events.CallID, index uint64) {
-	// FNV-1a, and a second hash of it: to tell faults, not forgers.
-	const offset, prime = 14695981039346656037, 1099511628211
-	h := uint64(offset)
-	for _, n := range [3]uint64{id.Round, id.Call, index} {
-		for range 8 {
-			h, n = (h^n&0xff)*prime, n>>8
-		}
-	}
-	for i := range len(id.Model) {
-		h = (h ^ uint64(id.Model[i])) * prime
-	}
-	h ^= h >> 31
+	// A hash and a second one of it: to tell faults, not forgers.
+	h := maphash.Comparable(callSeed, indexedCall{id, index})
 	c.count++
 	c.sum += h
 	c.mixed += (h ^ h>>29) * 0xbf58476d1ce4e5b9
@@ -78,7 +76,7 @@ func (v *verifier) storeFault(err error) {
 // there is one.
 func (v *verifier) checkCalls(p *dirPlace) {
 	h := v.h
-	got := newCallCheck()
+	got := callCheck{}
 	beyond := uint64(0)
 	err := p.reader.Calls(func(id events.CallID, index uint64) error {
 		if index <= h.good {
@@ -94,7 +92,7 @@ func (v *verifier) checkCalls(p *dirPlace) {
 	case beyond > 0:
 		h.faults = append(h.faults, fault{verdict: VerdictCorrupt, index: h.good + 1,
 			what: fmt.Sprintf("the records end with entry %d, but the index of calls knows entry %d", h.good, beyond)})
-	case *got != *v.calls:
+	case got != h.calls:
 		h.faults = append(h.faults, v.wrongCall(p))
 	}
 }
@@ -219,9 +217,7 @@ func (b *blockSums) add(r *events.Record) {
 }
 
 func sumRecord(h hash.Hash, r *events.Record) {
-	var b [96]byte
-	copy(b[:], r.Chain[:])
-	copy(b[32:], r.Lifecycle[:])
-	copy(b[64:], r.Bookkeeping[:])
-	h.Write(b[:])
+	h.Write(r.Chain[:])
+	h.Write(r.Lifecycle[:])
+	h.Write(r.Bookkeeping[:])
 }

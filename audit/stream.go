@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/esperd/esperd/events"
@@ -13,15 +14,26 @@ import (
 // streamed is an entry on its way: its record is checked against the chain.
 type streamed struct {
 	Record events.Record // Entry is good until the callback returns
-	Entry  *events.Entry // nil if not decoded, or Err
+	Entry  events.Entry  // likewise, but for its events' payloads; if decoded without an Err
 	Err    error         // of decoding
 }
 
 // job is a batch between the stages.
 type job struct {
 	batch   *events.Batch
-	entries []streamed
-	ready   chan struct{} // closed when decoded
+	entries []streamed    // their memory is used again
+	ready   chan struct{} // told when decoded
+}
+
+var jobs = sync.Pool{New: func() any { return new(job) }}
+
+// take takes over the first records of a batch.
+func (j *job) take(b *events.Batch, whole int) {
+	j.ready = make(chan struct{}, 1) // never one of before: it may be another synctest bubble's
+	j.batch, j.entries = b, slices.Grow(j.entries[:0], whole)[:whole]
+	for i := range whole {
+		j.entries[i].Record, j.entries[i].Err = b.Records[i], nil
+	}
 }
 
 const jobsAhead = 2 // batches between two stages: what is decoded stays in the caches
@@ -45,10 +57,8 @@ func stream(ctx context.Context, p Place, from, to uint64, prev events.Digest, d
 		c := &chainCheck{place: p.About().Place, prev: prev}
 		readErr = p.Records(ctx, from, to, func(b *events.Batch) error {
 			whole, err := c.check(b.Records)
-			j := &job{batch: b, entries: make([]streamed, whole), ready: make(chan struct{})}
-			for i := range whole {
-				j.entries[i].Record = b.Records[i]
-			}
+			j := jobs.Get().(*job)
+			j.take(b, whole)
 			for _, to := range []chan *job{work, ordered} {
 				select {
 				case to <- j:
@@ -64,10 +74,10 @@ func stream(ctx context.Context, p Place, from, to uint64, prev events.Digest, d
 			for j := range work {
 				for i := range j.entries {
 					if e := &j.entries[i]; decode {
-						e.Entry, e.Err = events.Decode(e.Record.Entry)
+						e.Err = events.DecodeInto(&e.Entry, e.Record.Entry)
 					}
 				}
-				close(j.ready)
+				j.ready <- struct{}{}
 			}
 		})
 	}
@@ -79,6 +89,7 @@ func stream(ctx context.Context, p Place, from, to uint64, prev events.Digest, d
 			}
 		}
 		j.batch.Release()
+		jobs.Put(j)
 	}
 	return readErr
 }

@@ -240,7 +240,7 @@ func (w *watcher) adopt(ctx context.Context, ref *reference) (same bool, err err
 	}
 	h.good, h.chain, h.state, h.replayed, h.adopted, h.compared = ref.index, ref.chain, ref.state, ref.index, ref.index, ref.index
 	h.identify()
-	w.v = &verifier{h: h, replay: true, calls: newCallCheck(), images: new(imageCheck), passed: w.passed}
+	w.v = &verifier{h: h, replay: true, images: new(imageCheck), passed: w.passed}
 	w.f.links.put(w.lineage(), h.good, h.chain, w.number)
 	return true, nil
 }

@@ -93,11 +93,22 @@ func Encode(e *Entry) ([]byte, error) {
 // encoding. A newer format is a *VersionError; all else wraps ErrMalformed and
 // says where. The entry shares no memory with b.
 func Decode(b []byte) (*Entry, error) {
+	e := new(Entry)
+	if err := DecodeInto(e, b); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// DecodeInto is Decode into an entry that nobody uses any more: the memory of its
+// key and of its list of events is used again, that of their payloads, which
+// states share, is not. After an error, e is good for another DecodeInto alone.
+func DecodeInto(e *Entry, b []byte) error {
 	if len(b) > MaxEntryBytes {
-		return nil, fmt.Errorf("%w: entry of %d bytes, more than %d", ErrMalformed, len(b), MaxEntryBytes)
+		return fmt.Errorf("%w: entry of %d bytes, more than %d", ErrMalformed, len(b), MaxEntryBytes)
 	}
 	if v, ok := peekVersion(b); ok && v > Version {
-		return nil, &VersionError{Got: v, Known: Version}
+		return &VersionError{Got: v, Known: Version}
 	}
 	d := decoders.Get().(*decoder)
 	d.b, d.at = b, 0
@@ -105,19 +116,38 @@ func Decode(b []byte) (*Entry, error) {
 		d.b = nil
 		decoders.Put(d)
 	}()
-	e := new(Entry)
+	e.empty()
 	if err := readEntry(d, unsafe.Pointer(e)); err != nil {
-		return nil, fmt.Errorf("entry: %w", err)
+		return fmt.Errorf("entry: %w", err)
 	}
 	if d.at != len(b) {
-		return nil, fmt.Errorf("entry: %w", d.errorf("%d bytes follow it", len(b)-d.at))
+		return fmt.Errorf("entry: %w", d.errorf("%d bytes follow it", len(b)-d.at))
+	}
+	if e.Key != nil && e.Key.Op == "" { // no key was read: none is without an operation
+		e.Key = nil
 	}
 	// Builds that know e.Version could not read it; but for the modes of a round,
 	// which an older leader copies from what the trainers say.
 	if since := VersionOf(e); e.Version < since && e.Kind != KindRound {
-		return nil, fmt.Errorf("entry: %w", d.errorf("version %d, but what it holds is of version %d", e.Version, since))
+		return fmt.Errorf("entry: %w", d.errorf("version %d, but what it holds is of version %d", e.Version, since))
 	}
-	return e, nil
+	return nil
+}
+
+// eventsKept is the longest list of events whose memory is used again.
+const eventsKept = 64
+
+// empty makes e the zero entry, but for memory that reading finds again.
+func (e *Entry) empty() {
+	key, list := e.Key, e.Events
+	if key != nil {
+		*key = Key{}
+	}
+	if cap(list) > eventsKept {
+		list = nil
+	}
+	clear(list)
+	*e = Entry{Key: key, Events: list[:0]}
 }
 
 var (

@@ -38,7 +38,8 @@ const (
 )
 
 // A readFunc reads one item into the variable at p, which holds its type's zero
-// value. plan made it for that type.
+// value, or a pointer to one, or an empty list with memory that holds nothing
+// else. plan made it for that type.
 type readFunc func(d *decoder, p unsafe.Pointer) error
 
 // A fieldPlan is one field of a struct.
@@ -210,8 +211,11 @@ func readPointer(t reflect.Type) readFunc {
 		}
 	}
 	return func(d *decoder, p unsafe.Pointer) error {
-		v := reflect.New(elem).UnsafePointer()
-		*(*unsafe.Pointer)(p) = v
+		v := *(*unsafe.Pointer)(p)
+		if v == nil {
+			v = reflect.New(elem).UnsafePointer()
+			*(*unsafe.Pointer)(p) = v
+		}
 		return read(d, v)
 	}
 }
@@ -237,13 +241,18 @@ func readSlice(t reflect.Type) readFunc {
 		if n == 0 {
 			return nil // nil and empty are one value
 		}
-		var base unsafe.Pointer
-		if n < uint64(len(short)) {
+		h := (*sliceHeader)(p)
+		base := h.data
+		switch {
+		case n <= uint64(h.cap):
+			h.len = int(n)
+		case n < uint64(len(short)):
 			base = reflect.New(short[n]).UnsafePointer()
-		} else {
+			*h = sliceHeader{base, int(n), int(n)}
+		default:
 			base = reflect.MakeSlice(t, int(n), int(n)).UnsafePointer()
+			*h = sliceHeader{base, int(n), int(n)}
 		}
-		*(*sliceHeader)(p) = sliceHeader{base, int(n), int(n)}
 		for i := range uintptr(n) {
 			if err := read(d, unsafe.Add(base, i*size)); err != nil {
 				return fmt.Errorf("[%d]: %w", i, err)

@@ -18,7 +18,7 @@
 //	history.go     the store that keeps every entry on every node; history_*.go its
 //	               reading, writing behind, gaps, file and the check at its opening
 //	reader.go      its file read without its lock, by audits; reader_pages.go the
-//	               pages of bbolt
+//	               pages of bbolt, pager.go what they are read with
 //
 // Adding an event: a payload type and a field of Event with the next free
 // number, a case in fsm's apply, a golden script. Numbers are never reused, and

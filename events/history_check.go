@@ -63,7 +63,7 @@ func (h *History) checkFile() error {
 	if err != nil {
 		return fmt.Errorf("check history: %w", err)
 	}
-	c := checker{f: f, size: info.Size(), pageSize: int64(db.Info().PageSize), deep: info.Size() <= deepCheckBytes}
+	c := checker{f: &pager{f: f}, size: info.Size(), pageSize: int64(db.Info().PageSize), deep: info.Size() <= deepCheckBytes}
 	torn, err := c.check()
 	if err != nil {
 		return h.corrupt(0, err.Error())
@@ -75,13 +75,28 @@ func (h *History) checkFile() error {
 }
 
 type checker struct {
-	f        *os.File
+	f        *pager
 	size     int64
 	pageSize int64
 	deep     bool
-	whole    bool     // look at every page: leaves of records only for what kind they are, and no page may be lost
-	high     uint64   // pages in use are below
-	used     []uint64 // a bit a page
+	whole    bool    // look at every page: leaves of records only for what kind they are, and no page may be lost
+	leaves   pageSet // known to be leaves of one page
+	high     uint64  // pages in use are below
+	used     pageSet
+}
+
+// A pageSet is a bit a page.
+type pageSet []uint64
+
+func (s pageSet) has(id uint64) bool {
+	return id/64 < uint64(len(s)) && s[id/64]&(1<<(id%64)) != 0
+}
+
+func (s *pageSet) add(id uint64) {
+	for uint64(len(*s)) <= id/64 {
+		*s = append(*s, 0)
+	}
+	(*s)[id/64] |= 1 << (id % 64)
 }
 
 // A page is a page's bytes with its overflow.
@@ -102,7 +117,7 @@ func (c *checker) check() (torn bool, err error) {
 	if c.high > uint64(c.size/c.pageSize) {
 		return false, fmt.Errorf("it is cut off: %d bytes, where its header says %d", c.size, c.high*uint64(c.pageSize))
 	}
-	c.used = make([]uint64, c.high/64+1)
+	c.used = make(pageSet, c.high/64+1)
 	if err := c.tree(root, 0, true, c.rootLeaf); err != nil {
 		return false, err
 	}
@@ -115,7 +130,7 @@ func (c *checker) check() (torn bool, err error) {
 // lost checks that every page is in use or free.
 func (c *checker) lost() error {
 	for id := uint64(2); c.whole && id < c.high; id++ {
-		if c.used[id/64]&(1<<(id%64)) == 0 {
+		if !c.used.has(id) {
 			return fmt.Errorf("page %d is neither used nor free", id)
 		}
 	}
@@ -158,10 +173,10 @@ func (c *checker) claim(id, n uint64) error {
 		return fmt.Errorf("a pointer to page %d of %d", id, c.high)
 	}
 	for p := id; p < id+n; p++ {
-		if c.used[p/64]&(1<<(p%64)) != 0 {
+		if c.used.has(p) {
 			return fmt.Errorf("page %d is used twice", p)
 		}
-		c.used[p/64] |= 1 << (p % 64)
+		c.used.add(p)
 	}
 	return nil
 }
@@ -199,6 +214,9 @@ func (c *checker) isLeaf(id uint64) (bool, error) {
 
 // outline checks a claimed leaf but for its content.
 func (c *checker) outline(id uint64) error {
+	if c.leaves.has(id) {
+		return nil
+	}
 	var head [pageHeader]byte
 	if _, err := c.f.ReadAt(head[:], int64(id)*c.pageSize); err != nil {
 		return fmt.Errorf("page %d: %w", id, err)

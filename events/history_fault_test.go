@@ -239,7 +239,7 @@ func TestHistoryShallowCheck(t *testing.T) {
 	info, err := f.Stat()
 	require.NoError(t, err)
 	check := func() (*checker, error) {
-		c := &checker{f: f, size: info.Size(), pageSize: int64(os.Getpagesize())}
+		c := &checker{f: &pager{f: f}, size: info.Size(), pageSize: int64(os.Getpagesize())}
 		_, err := c.check()
 		return c, err
 	}

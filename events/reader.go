@@ -25,6 +25,9 @@ import (
 type Reader struct {
 	path     string
 	f        *os.File
+	txid     uint64  // the transaction that these two are of
+	pages    pager   // what was read ahead
+	leaves   pageSet // leaves of one page that were met
 	pageSize int64
 	levels   [maxDepth + 1][]byte // a page of each level of a tree, used again
 	extent   Extent
@@ -62,7 +65,7 @@ func OpenReader(path string) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Reader{path: path, f: f}
+	r := &Reader{path: path, f: f, pages: pager{f: f}}
 	info, err := f.Stat()
 	switch {
 	case err != nil:
@@ -263,24 +266,26 @@ func (r *Reader) Read(index uint64) (Record, error) {
 // Calls calls fn with the index of numbered calls, in the order of round, number
 // and model, as the file had them at one moment. An error of fn ends it.
 func (r *Reader) Calls(fn func(id CallID, index uint64) error) error {
-	next := []byte{}
+	type call struct {
+		id    CallID
+		index uint64
+	}
+	next, calls, model := []byte{}, make([]call, 0, 16*batchRecords), ""
 	for more := true; more; {
-		type call struct {
-			id    CallID
-			index uint64
-		}
-		var calls []call
 		err := r.stable(func(s *snap) error {
 			calls, more = calls[:0], false
 			err := s.walk(bucketCalls, next, func(k, v []byte) (bool, error) {
-				if len(calls) == 16*batchRecords {
+				if len(calls) == cap(calls) {
 					next, more = bytes.Clone(k), true
 					return false, nil
 				}
 				if len(k) < 16 || len(v) != 12 || binary.BigEndian.Uint32(v[8:]) != checksum(k, v[:8]) {
 					return false, fmt.Errorf("the index of calls is not what was written, at key %x", k)
 				}
-				id := CallID{Round: binary.BigEndian.Uint64(k), Call: binary.BigEndian.Uint64(k[8:]), Model: string(k[16:])}
+				if string(k[16:]) != model {
+					model = string(k[16:])
+				}
+				id := CallID{Round: binary.BigEndian.Uint64(k), Call: binary.BigEndian.Uint64(k[8:]), Model: model}
 				calls = append(calls, call{id, binary.BigEndian.Uint64(v)})
 				return true, nil
 			})
@@ -358,7 +363,7 @@ func (r *Reader) Check() error {
 		if err != nil {
 			return err
 		}
-		c := checker{f: r.f, size: info.Size(), pageSize: r.pageSize, whole: true}
+		c := checker{f: &r.pages, size: info.Size(), pageSize: r.pageSize, whole: true, leaves: r.leaves}
 		if _, err := c.check(); err != nil {
 			return r.corrupt(0, err.Error())
 		}
@@ -371,6 +376,11 @@ func (r *Reader) Check() error {
 func (r *Reader) stable(fn func(*snap) error) error {
 	for range readTries {
 		m, err := r.newest()
+		if err != nil || m.txid != r.txid {
+			r.pages.forget()
+			r.leaves = r.leaves[:0]
+			r.txid = m.txid
+		}
 		if err == nil {
 			s := &snap{r: r, meta: m}
 			if err = s.open(); err == nil {

@@ -59,7 +59,7 @@ func (s *snap) page(id uint64, level int) (page, error) {
 		buf = make([]byte, size)
 	}
 	buf = buf[:size]
-	if _, err := s.r.f.ReadAt(buf, int64(id)*size); err != nil {
+	if _, err := s.r.pages.ReadAt(buf, int64(id)*size); err != nil {
 		return page{}, fmt.Errorf("page %d: %w", id, err)
 	}
 	p := page{id: id, flags: native.Uint16(buf[8:]), count: int(native.Uint16(buf[10:])), overflow: uint64(native.Uint32(buf[12:]))}
@@ -71,13 +71,16 @@ func (s *snap) page(id uint64, level int) (page, error) {
 			return page{}, fmt.Errorf("page %d goes on for %d pages", id, p.overflow)
 		}
 		whole := make([]byte, int64(1+p.overflow)*size)
-		if _, err := s.r.f.ReadAt(whole, int64(id)*size); err != nil {
+		if _, err := s.r.pages.ReadAt(whole, int64(id)*size); err != nil {
 			return page{}, fmt.Errorf("page %d: %w", id, err)
 		}
 		buf = whole
 	}
 	s.r.levels[level] = buf[:min(int64(len(buf)), size)]
 	p.b = buf
+	if p.flags == pageLeaf && p.overflow == 0 {
+		s.r.leaves.add(id)
+	}
 	return p, nil
 }
 

@@ -46,18 +46,25 @@ func New() *State { return &State{} }
 // must stop: a *DivergedError, or an entry that no correct leader writes. The
 // given state is never changed.
 func Apply(s *State, e *events.Entry) (*State, Outcome, error) {
-	next := *s
+	return ApplyInto(new(State), s, e)
+}
+
+// ApplyInto is Apply that makes the state after the entry in the memory of one
+// that nobody uses any more, which is not s; what the two had in common with
+// others stays. It is for who replays a log and keeps only its end.
+func ApplyInto(next, s *State, e *events.Entry) (*State, Outcome, error) {
+	*next = *s
 	next.Index++
 	if e.Predecessor > s.Index { // decided on applied state, so this replica lost some of it
 		return nil, Outcome{}, &DivergedError{Index: next.Index, Which: "index", Predecessor: e.Predecessor}
 	}
 	if why := misfit(s, e); why != "" {
-		return &next, Outcome{Refused: why}, nil
+		return next, Outcome{Refused: why}, nil
 	}
 	if err := checkDigests(s, e); err != nil {
 		return nil, Outcome{}, err
 	}
-	next.sealed = nil
+	next.sealed = seal{}
 	var err error
 	switch e.Kind {
 	case events.KindCall:

@@ -179,11 +179,11 @@ func seedRecord(r record, s *Seed) record {
 // draft returns a model to change: a copy, unless m is one already. Only sealed
 // models are ever shared.
 func (m *Model) draft() *Model {
-	if m.sealed == nil {
+	if !m.sealed.done {
 		return m
 	}
 	next := *m
-	next.sealed, next.Slots.owned = nil, 0
+	next.sealed, next.Slots.owned = seal{}, 0
 	return &next
 }
 
@@ -211,8 +211,8 @@ func (m *Model) settle() {
 
 // Digest is the lifecycle digest: everything that a mark restores.
 func (m *Model) Digest() events.Digest {
-	if m.sealed != nil {
-		return *m.sealed
+	if m.sealed.done {
+		return m.sealed.digest
 	}
 	m.settle()
 	var b recordBuffer
@@ -229,17 +229,16 @@ func (m *Model) Digest() events.Digest {
 
 // seal computes the digest once: the model will not change any more.
 func (m *Model) seal() *Model {
-	if m.sealed == nil {
-		d := m.Digest()
-		m.sealed = &d
+	if !m.sealed.done {
+		m.sealed = seal{true, m.Digest()}
 	}
 	return m
 }
 
 // Bookkeeping is the digest of everything in the state that is not lifecycle.
 func (s *State) Bookkeeping() events.Digest {
-	if s.sealed != nil {
-		return *s.sealed
+	if s.sealed.done {
+		return s.sealed.digest
 	}
 	var b recordBuffer
 	r := b.record("esperd/bookkeeping/1")
@@ -271,8 +270,7 @@ func (s *State) Bookkeeping() events.Digest {
 
 // seal computes the digest once: the state will not change any more.
 func (s *State) seal() *State {
-	d := s.Bookkeeping()
-	s.sealed = &d
+	s.sealed = seal{true, s.Bookkeeping()}
 	return s
 }
 

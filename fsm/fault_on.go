@@ -33,7 +33,7 @@ func (s *State) tamper() {
 // Spoil returns a state as a machine with a wrong bit in its memory would have it.
 func Spoil(s *State) *State {
 	next := *s
-	next.sealed = nil
+	next.sealed = seal{}
 	next.spoil()
 	return next.seal()
 }

@@ -32,7 +32,7 @@ type State struct {
 	// what it touches.
 	nodesSum, cursorsSum, sourcesSum, requestsSum, votesSum setSum
 	roundLeaf                                               events.Digest
-	sealed                                                  *events.Digest // the bookkeeping digest, once the state will not change any more
+	sealed                                                  seal // the bookkeeping digest
 }
 
 // Node is a node that takes part.
@@ -140,8 +140,14 @@ type Model struct {
 	Tick       uint64 // ticks so far
 	Slots      slotVec
 	slotsSum   setSum
-	due        []int32        // slots of a draft that slotsSum lacks
-	sealed     *events.Digest // the digest, once the model will not change any more
+	due        []int32 // slots of a draft that slotsSum lacks
+	sealed     seal
+}
+
+// seal is a digest, once what it is of will not change any more.
+type seal struct {
+	done   bool
+	digest events.Digest
 }
 
 // Config is a model's configuration, shared by all states of a generation.

@@ -21,6 +21,7 @@ type testLog struct {
 	t      tester
 	state  *State
 	chains []events.Digest // by index
+	used   State           // memory of a state of before
 }
 
 func newTestLog(t tester) *testLog { return foundTestLog(t, "1") }
@@ -79,6 +80,13 @@ func (l *testLog) append(e events.Entry) *events.Entry {
 	next, outcome, err := Apply(l.state, decoded)
 	require.NoError(l.t, err)
 	require.Empty(l.t, outcome.Refused)
+	again, _, err := ApplyInto(&l.used, l.state, decoded)
+	require.NoError(l.t, err)
+	want, err := next.Image()
+	require.NoError(l.t, err)
+	got, err := again.Image()
+	require.NoError(l.t, err)
+	require.Equal(l.t, want, got, "in memory that was used before")
 	l.state = next
 	l.chains = append(l.chains, events.Chain(l.chains[next.Index-1], next.Index, b))
 	return decoded
