@@ -153,7 +153,9 @@ func TestLeaderAppliedWrongly(t *testing.T) {
 	dir := t.TempDir()
 	leader := (&replica{rank: 0, entries: l.entries, applied: map[uint64]*events.Entry{at: wrong}}).write(t, dir)
 	follower := (&replica{rank: 1, entries: l.entries}).write(t, dir)
-	for _, places := range [][]string{{leader, follower}, {follower}, {leader}, {follower, leader}} {
+	// A leader that was contradicted has kept the state that it decided on.
+	kept := (&replica{rank: 0, entries: l.entries, applied: map[uint64]*events.Entry{at: wrong}, images: at}).write(t, t.TempDir())
+	for _, places := range [][]string{{leader, follower}, {follower}, {leader}, {follower, leader}, {kept, follower}, {follower, kept}, {kept}} {
 		r := auditOf(t, places...)
 		require.Equal(t, Diverged, r.Outcome)
 		require.Len(t, r.Findings, 1, text(r))
@@ -162,5 +164,12 @@ func TestLeaderAppliedWrongly(t *testing.T) {
 		require.Equal(t, at, f.Index, text(r))
 		require.EqualValues(t, 0, *f.AtFault[0].Rank)
 		require.Equal(t, "main", f.Model)
+		if !slices.Contains(places, kept) {
+			require.Empty(t, f.Differences)
+			continue
+		}
+		require.Len(t, f.Differences, 1, text(r))
+		require.Equal(t, "main."+wrong.Key.Slot+".seed.metrics.accuracy", f.Differences[0].Field)
+		require.Equal(t, wrong.Key.Slot, f.Slot)
 	}
 }

@@ -100,6 +100,9 @@ func (n *Node) onContradiction(ctx context.Context, req []byte) (any, error) {
 	}
 	wrong := disagrees(r.state, e, q.Index)
 	if wrong == nil {
+		// If this build is what is wrong, its image is how an audit by another one
+		// names the field. If not, it is an image like any other.
+		n.machine.keepImage(r.state)
 		return contradicted{Agrees: true, Build: n.cfg.Build}, nil
 	}
 	n.disown(wrong, r.first)
