@@ -1,6 +1,7 @@
-// Package recovery continues a log whose quorum is lost, from what stopped nodes
-// have left in their data directories. It puts a recovered directory in the
-// place of the best of them, and never changes or removes what it found.
+// Package recovery continues a log whose quorum is lost, or which no replica can
+// apply any further, from what stopped nodes have left in their data directories.
+// It puts a recovered directory in the place of the best of them, and never
+// changes or removes what it found.
 //
 // The files, in reading order:
 //

@@ -95,12 +95,37 @@ func (w *work) inspect() (*Survivor, error) {
 	if rerr == nil {
 		w.closers = append(w.closers, closeOld)
 	}
-	s.Kept, err = replica.Verify(w.history, old, w.log)
+	if s.Kept, err = replica.Verify(w.history, old, w.log); err != nil {
+		s.Kept, err = w.cutOff(old, err)
+	}
 	s.Problem = w.named(err)
 	if s.Kept != nil && rerr != nil {
 		s.Kept.RaftProblem = w.named(rerr)
 	}
 	return s, nil
+}
+
+// cutOff makes the copy's history end before the first entry that does not follow
+// from those before it, if that is all that is wrong.
+func (w *work) cutOff(old *replica.Stores, wrong error) (*replica.Kept, error) {
+	name := filepath.Join(w.dir, "history.db")
+	shorter, err := events.OpenHistory(name+".shorter", events.HistoryOptions{Logger: w.log})
+	if err != nil {
+		return nil, errors.Join(wrong, err)
+	}
+	dropped, ok, err := replica.CutOff(w.history, shorter, wrong)
+	err = errors.Join(err, shorter.Close())
+	if !ok || err != nil {
+		return nil, errors.Join(wrong, err, os.Remove(name+".shorter"))
+	}
+	if err := errors.Join(w.history.Close(), os.Rename(name+".shorter", name)); err != nil {
+		return nil, err
+	}
+	if w.history, err = events.OpenHistory(name, events.HistoryOptions{Logger: w.log}); err != nil {
+		return nil, err
+	}
+	w.closers = append(w.closers, w.history.Close)
+	return replica.VerifyCutOff(w.history, old, dropped, w.log)
 }
 
 // named lets an error speak of the file that was copied.

@@ -51,6 +51,9 @@ func Choose(survivors []*Survivor, from string) *Plan {
 	for _, other := range candidates {
 		p.compare(other, from != "")
 	}
+	if d := p.Chosen.Kept.Dropped; d != nil {
+		p.against(false, "entries %d to %d of %s would be dropped: %s wrote the first of them on a state that the entries before it do not give. One of the two computed wrongly, that node or this build: make sure which by esperd audit with a build that you trust", d.From, d.To, p.Chosen.Dir, d.Who())
+	}
 	return p
 }
 
@@ -173,6 +176,8 @@ func (p *Plan) Heard(peers []replica.PeerStatus) {
 			p.against(false, "at %s there is an esperd that does not let this one ask: %v", a.Address, a.Err)
 		case a.Err != nil:
 		case a.Run != "" && a.Run != run: // another job has the address now
+		case a.Lineage == lineage && p.Chosen.Kept.Dropped != nil:
+			p.against(true, "rank %d's node %s at %s is up in the log whose end would be dropped: stop all esperds of that log first", a.Rank, a.Node, a.Address)
 		case a.Leader != "" && a.Lineage == lineage:
 			p.against(true, "the world is healthy: rank %d's node %s at %s follows a leader, node %s; start this rank's esperd, with an empty directory if this one is damaged", a.Rank, a.Node, a.Address, a.Leader)
 		case a.Leader != "":
@@ -208,7 +213,7 @@ func (p *Plan) quorum(peers []replica.PeerStatus) {
 	if voters == 0 && len(peers) == 0 && len(p.Chosen.Kept.State.Nodes) > 1 {
 		p.against(false, "%s does not tell where the other %d nodes of its log are, so that nobody could be asked whether the world is healthy: name one by --join or --url", p.Chosen.Dir, len(p.Chosen.Kept.State.Nodes)-1)
 	}
-	if voters > 0 && len(there) > voters/2 {
+	if voters > 0 && len(there) > voters/2 && p.Chosen.Kept.Dropped == nil {
 		p.against(true, "nothing needs to be recovered: %d of %d voters are here (%s), which is a majority; start their esperds, and the world goes on", len(there), voters, strings.Join(there, ", "))
 	}
 }

@@ -24,7 +24,8 @@
 //	backfill.go       missing history, from any peer, checked against the chain
 //	ask.go            questions to all nodes; draining
 //
-//	survive.go        a log goes on from what one node kept; inquire.go asks the others
+//	survive.go        a log goes on from what one node kept; inquire.go asks the others,
+//	                  cutoff.go leaves out what a wrong writer led
 //	datadir.go        the directory's identity and lock; adopt.go moves one to another rank
 //	glance.go         what it shows without its esperd; evidence.go sets it aside
 //	logstore.go       raft's log on disk, behind one constructor; boltdb

@@ -165,7 +165,10 @@ func (n *Node) meets(me hello, address string, w welcome) bool {
 	leader, _ := n.raft.LeaderWithID()
 	mine := leader != ""
 	if slices.Contains(w.Ancestors, me.Lineage) {
-		mine = n.led() // a voter alone gives way to what continues its log
+		// A voter alone gives way to what continues its log, and so does a replica
+		// that cannot apply its own any further.
+		_, phase := n.machine.now()
+		mine = n.led() && phase != PhaseDiverged
 	}
 	var due, clash bool
 	n.others.note(w.Lineage, func(l *otherLog) {

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -84,4 +85,36 @@ func TestALoneVoterGivesWay(t *testing.T) {
 	var other *OtherLogError
 	require.ErrorAs(t, n.Failure(), &other)
 	require.Equal(t, []string{me.Lineage, "next", "127.0.0.1:2"}, []string{other.Mine, other.Other, other.Leader})
+}
+
+// So does a replica that has diverged, also where its log is led: behind a wrong
+// rank 0 that log goes on nowhere. To a log that does not continue it, it does not.
+func TestADivergedReplicaGivesWay(t *testing.T) {
+	n := openNode(t, t.TempDir(), 0, 1, "127.0.0.1:0")
+	require.Eventually(t, func() bool { return n.Status().Phase == PhaseMember }, 10*time.Second, time.Millisecond)
+	n.opened.Store(true)
+	me := n.self()
+	require.True(t, me.Led)
+	next := welcome{Run: me.Run, Lineage: "next", Leader: "127.0.0.1:2", Ancestors: []string{me.Lineage}}
+	require.True(t, n.meets(me, "127.0.0.1:1", next))
+	require.Contains(t, n.Status().Rival, "log next")
+	n.machine.freeze(errors.New("diverged"))
+	for _, lineage := range []string{"anew", "next"} {
+		w := next
+		if w.Lineage = lineage; lineage == "anew" {
+			w.Ancestors = nil
+		}
+		for range 2 { // not at once
+			require.NoError(t, n.Failure())
+			require.True(t, n.meets(me, "127.0.0.1:1", w))
+			n.others.mu.Lock()
+			if l := n.others.met[lineage]; !l.since.IsZero() {
+				l.since = time.Now().Add(-time.Hour)
+			}
+			n.others.mu.Unlock()
+		}
+	}
+	var other *OtherLogError
+	require.ErrorAs(t, n.Failure(), &other)
+	require.Equal(t, "next", other.Other)
 }

@@ -24,6 +24,7 @@ type Kept struct {
 	First     uint64        // the first entry whose effect was replayed; 1: of all
 	Committed uint64        // the last entry of the history; what follows was in raft's log alone
 	Links     Links
+	Dropped   *Dropped // nil: nothing was
 
 	RaftTerm    uint64 // of the last entry of raft's log or snapshot; 0: not known
 	RaftProblem error  // why raft's log cannot be used; nil: the node could start with it

@@ -22,7 +22,7 @@ type recoverCmd struct {
 	Dirs  []string `arg:"" optional:"" name:"dir" help:"Data directories that are left; absent: this rank's."`
 	Yes   bool     `help:"Do it; without, nothing is changed."`
 	From  string   `placeholder:"DIR" help:"Go on with this one of the directories, where they contradict each other."`
-	Force bool     `help:"Go on although a reachable node has more of the log, or does not let this one ask, or nobody is known to ask. A healthy world is left alone all the same."`
+	Force bool     `help:"Go on although a reachable node has more of the log, or does not let this one ask, or nobody is known to ask, or the end of the log would be dropped. A healthy world is left alone all the same."`
 	URL   []string `name:"url" placeholder:"http://HOST:PORT" help:"Admin door of another esperd of the run, to be looked at too; repeatable."`
 	JSON  bool     `name:"json" help:"Print JSON."`
 
@@ -45,7 +45,9 @@ Stop the esperds of the directories that are left. "esperd recover DIR..." then 
 
 Then start the job as always. The recovered directory's node leads; all others, also those with an old directory, join it as new nodes.
 
-Name all directories that this machine can read (those beside a named one, as rankN of the same run, are looked at too): the most complete one is chosen. The old directory is kept as it was, as DIR.evidence-N. A run of which a majority of the voters can answer, or start, is refused: it needs no recovery. Where no directory is left, start all ranks with empty ones and resume a checkpoint's mark; the files of the job's --archive-dir, if it had one, tell what was before (esperd audit, replay).`
+Name all directories that this machine can read (those beside a named one, as rankN of the same run, are looked at too): the most complete one is chosen. The old directory is kept as it was, as DIR.evidence-N. A run of which a majority of the voters can answer, or start, is refused: it needs no recovery. It is also for a log behind a rank 0 whose state was wrong, which no replica that is right can apply any further: the entries from there on are dropped, and named before; --force says that you know that rank 0 was wrong, and not this build.
+
+Where no directory is left, start all ranks with empty ones and resume a checkpoint's mark; the files of the job's --archive-dir, if it had one, tell what was before (esperd audit, replay).`
 }
 
 // recoverReport is what esperd recover prints.

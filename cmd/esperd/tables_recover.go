@@ -8,6 +8,7 @@ import (
 
 	"github.com/esperd/esperd/events"
 	"github.com/esperd/esperd/recovery"
+	"github.com/esperd/esperd/replica"
 )
 
 // foundDir is one directory, as esperd recover --json tells it.
@@ -24,6 +25,8 @@ type foundDir struct {
 	Problem     string        `json:"problem,omitempty"`   // it is no candidate
 	RaftProblem string        `json:"raft_problem,omitempty"`
 	Models      []foundModel  `json:"models,omitempty"`
+
+	Dropped *replica.Dropped `json:"dropped,omitempty"` // the end of the log, which would not be kept
 }
 
 type foundModel struct {
@@ -74,6 +77,7 @@ func found(s *recovery.Survivor) foundDir {
 	if k.RaftProblem != nil {
 		f.RaftProblem = k.RaftProblem.Error()
 	}
+	f.Dropped = k.Dropped
 	for _, m := range k.State.Models {
 		f.Models = append(f.Models, foundModel{m.Name, m.Generation, m.Epoch})
 	}
@@ -135,6 +139,10 @@ func (f *foundDir) write(w io.Writer) {
 	if n := f.Last - f.Committed; n > 0 {
 		fmt.Fprintf(w, "  the last %d of them are from raft's log: the history was written up to entry %d\n", n, f.Committed)
 	}
+	if d := f.Dropped; d != nil {
+		fmt.Fprintf(w, "  ENTRIES %d TO %d DO NOT FOLLOW from those before them: written from there on by %s; %s\n", d.From, d.To, d.Who(), oneLine(d.Why))
+		return
+	}
 	if f.RaftProblem != "" {
 		fmt.Fprintf(w, "  its raft log cannot be used, so what it may have had beyond that is not known: %s\n", oneLine(f.RaftProblem))
 	}
@@ -164,8 +172,15 @@ func (r *recoverReport) consequences(w io.Writer) {
 		}
 		lost = fmt.Sprintf("what was decided after entry %d, if anything was: of the voters %s nothing is left here", k.State.Index, strings.Join(names, ", "))
 	}
+	if d := k.Dropped; d != nil {
+		lost = fmt.Sprintf("entries %d to %d, and what raft's log had after them: all that was decided on the wrong state", d.From, d.To)
+	}
 	fmt.Fprintf(w, "  lost    %s\n", oneLine(lost))
-	fmt.Fprintf(w, "  marks   those of entries up to %d stay good; a later one is of what is lost, and can be resumed all the same\n", k.State.Index)
+	later := "is of what is lost, and can be resumed all the same"
+	if k.Dropped != nil {
+		later = "is of a wrong state: do not resume it"
+	}
+	fmt.Fprintf(w, "  marks   those of entries up to %d stay good; a later one %s\n", k.State.Index, later)
 	for _, s := range p.Survivors {
 		if s != p.Chosen {
 			fmt.Fprintf(w, "  rejoins %s: when its esperd starts, it keeps this directory aside and joins as a new node\n", oneLine(s.Dir))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -46,6 +47,9 @@ func TestDivergence(t *testing.T) {
 			f.followed()
 			f.audited()
 			f.restarted()
+			if c.rank == 0 {
+				f.recovered()
+			}
 		})
 	}
 }
@@ -57,6 +61,7 @@ type faultyWorld struct {
 	rank int
 	how  string
 	at   uint64 // the entry
+	mark []byte // of before
 	j    *job
 
 	follower *follower
@@ -68,6 +73,7 @@ func (f *faultyWorld) begin(faulty string) {
 	j := w.newJob(func(o *client.Options) { o.Mode = events.ModeFollow })
 	j.germinate(slotNames[0])
 	j.step(0)
+	f.mark = j.mark().Mark
 	for _, c := range j.trainers {
 		require.NoError(t, c.End(j.ctx, ""))
 	}
@@ -259,6 +265,41 @@ func (f *faultyWorld) restarted() {
 		}
 		return nil
 	})
+}
+
+// recovered: behind a wrong rank 0 the log goes on from the last entry that
+// follows from those before it, once somebody says that rank 0 was wrong.
+func (f *faultyWorld) recovered() {
+	t, w := f.t, f.w
+	for _, n := range w.nodes {
+		n.kill()
+	}
+	if f.how == wrongBuild { // another build would not serve what this one recorded
+		w.nodes[0].lose()
+	}
+	args := []string{"recover", "--secret-file", w.secret}
+	dirs := w.dirs()[1:]
+	was := sums(t, dirs[0])
+	status, out, errs := finish(t, w.dir, append(args, dirs...)...)
+	require.Equal(t, 1, status, "%s", errs)
+	says(t, out, fmt.Sprintf("ENTRIES %d TO ", f.at+1), "DO NOT FOLLOW", "rank 0's node", fmt.Sprintf("everything up to entry %d;", f.at), "AGAINST IT", "would be dropped")
+	require.Equal(t, was, sums(t, dirs[0]))
+	status, out, errs = finish(t, w.dir, append(append(args, "--yes", "--force"), dirs...)...)
+	require.Zero(t, status, errs)
+	says(t, out, "Done: ", fmt.Sprintf("which goes on at entry %d.", f.at+1))
+	w.startAll()
+	for _, s := range w.settled() {
+		require.Nil(t, s.Divergence)
+	}
+	j := w.newJob(func(o *client.Options) { o.Mode = events.ModeFollow })
+	j.resume(f.mark)
+	j.step(1)
+	w.settled()
+	r := w.audit(w.dirs()...)
+	require.Equal(t, audit.Consistent, r.Outcome, "%+v", r.Findings)
+	recovered := slices.IndexFunc(r.Branches, func(b audit.Branch) bool { return b.Kind == audit.BranchRecovered })
+	require.GreaterOrEqual(t, recovered, 0, "%+v", r.Branches)
+	require.Equal(t, f.at, r.Branches[recovered].From.Index)
 }
 
 // startFaulty starts a build for tests that can be wrong.
