@@ -222,19 +222,18 @@ func (s *State) removeNode(id events.NodeID) error {
 // changed what stood there before.
 func upsert[T any](list []T, v T, compare func(a, b T) int, changed func(old *T)) []T {
 	i, ok := slices.BinarySearchFunc(list, v, compare)
-	next := make([]T, 0, len(list)+1)
-	next = append(next, list...)
 	if ok {
 		if changed != nil {
 			changed(&list[i])
 		}
+		next := append(make([]T, 0, len(list)), list...)
 		next[i] = v
 		return next
 	}
 	if changed != nil {
 		changed(nil)
 	}
-	return slices.Insert(next, i, v)
+	return slices.Insert(append(make([]T, 0, len(list)+1), list...), i, v)
 }
 
 func (s *State) setRound(r Round) {

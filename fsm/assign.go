@@ -116,7 +116,7 @@ func (m *Model) assignSeed(ev *events.Event) (*Model, error) {
 	if ev.GateEvaluated != nil || ev.Decided != nil || ev.Fossilized != nil {
 		return m, nil
 	}
-	seed := *slot.Seed
+	next, seed := slot.copied()
 	switch {
 	case ev.Observed != nil:
 		seed.Metrics = ev.Observed.Metrics
@@ -133,26 +133,36 @@ func (m *Model) assignSeed(ev *events.Event) (*Model, error) {
 		seed.Metrics.Epochs = ev.Dwelled.Epochs
 		seed.Metrics.EpochsInStage = ev.Dwelled.EpochsInStage
 	}
-	return m.withSlot(i, &Slot{Germinations: slot.Germinations, Seed: &seed}), nil
+	return m.withSlot(i, next), nil
+}
+
+// copied returns a slot with a seed of its own to change, both in one piece of
+// memory.
+func (s *Slot) copied() (*Slot, *Seed) {
+	both := &struct {
+		slot Slot
+		seed Seed
+	}{Slot{Germinations: s.Germinations}, *s.Seed}
+	both.slot.Seed = &both.seed
+	return &both.slot, &both.seed
 }
 
 // stageChanged applies the transition rule of section 3. RESETTING to DORMANT
 // destroys the record.
 func (m *Model) stageChanged(i int, ev *events.StageChanged) (*Model, error) {
 	slot := m.Slots.At(i)
-	seed := *slot.Seed
+	seed := slot.Seed
 	if (ev.To == events.StageDormant) != (ev.From == events.StageResetting) {
 		return nil, fmt.Errorf("seed %d of slot %s goes from %s to %s: only RESETTING leads to DORMANT", ev.Seed, ev.Slot, ev.From, ev.To)
 	}
 	if ev.From != seed.Stage {
 		return nil, fmt.Errorf("seed %d of slot %s goes from %s to %s, but it is in %s", ev.Seed, ev.Slot, ev.From, ev.To, seed.Stage)
 	}
-	next := &Slot{Germinations: slot.Germinations}
 	if ev.From == events.StageResetting {
-		return m.withSlot(i, next), nil
+		return m.withSlot(i, &Slot{Germinations: slot.Germinations}), nil
 	}
+	next, seed := slot.copied()
 	seed.move(ev.To)
-	next.Seed = &seed
 	return m.withSlot(i, next), nil
 }
 
