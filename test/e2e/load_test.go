@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"sync"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -57,6 +58,10 @@ type trainer struct {
 	answers []answer
 	err     error
 }
+
+// pace is what an epoch takes beside its calls: about as long as those, so that
+// the log of a test that waits for something else stays short.
+const pace = 10 * time.Millisecond
 
 // A load is the trainers of one round.
 type load struct {
@@ -115,6 +120,7 @@ func (l *load) run(ctx context.Context, tr *trainer) {
 			if more, err := l.step.wait(ctx); !more {
 				return err
 			}
+			time.Sleep(pace)
 		}
 	}()
 	if err != nil {

@@ -139,7 +139,7 @@ func (p *process) end() {
 func eventually(t *testing.T, what string, look func() error) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
-	for {
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 160*time.Millisecond) {
 		err := look()
 		if err == nil {
 			return
@@ -150,7 +150,7 @@ func eventually(t *testing.T, what string, look func() error) {
 		if t.Context().Err() != nil {
 			t.Fatal(what)
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(pause)
 	}
 }
 
