@@ -62,12 +62,19 @@ func (s *Server) answerAttested(_ context.Context, question []byte) (any, error)
 	return json.Marshal(nil)
 }
 
-// take adds what one rank holds. What belongs to no open round, or comes too late,
-// is left.
+// take adds what one rank holds. What belongs to no open round or to no model, names
+// a shard that no trainer can, or comes too late, is left: what no entry can hold
+// would hold up all reports behind it.
 func (g *gatherings) take(s *Server, a *attested) {
-	round := s.replica.State().Round
-	if round.Number != a.Round || a.Rank >= uint64(len(round.Members)) {
+	head := s.replica.State()
+	round := head.Round
+	if round.Number != a.Round || a.Rank >= uint64(len(round.Members)) || head.Model(a.Model) == nil {
 		return
+	}
+	for shard := range a.Shards {
+		if len(shard) > nameMax {
+			return
+		}
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -115,15 +122,12 @@ func (s *Server) gatherAttested(at attestedAt, x *gathering, members []events.Me
 	list := compareAttested(at, len(members), by)
 	s.nameTensors(at, list, by, members)
 	g.tellLog(s, list)
-	g.mu.Lock()
-	delete(g.open, at) // not before: a fence that does not find it waits for nothing
-	g.mu.Unlock()
 	if m := list[len(list)-1].Missing; len(m) > 0 {
 		s.log.Warn("not all ranks have attested what their devices hold", "model", at.Model, "index", at.Index, "missing", fmt.Sprint(m[:min(len(m), 16)]))
 		g.lacks(lack{at, m, x.since})
 	}
 	g.mu.Lock()
-	delete(g.open, at) // not before: a fence of rank 0 waits for what is open
+	delete(g.open, at) // not before: a fence of rank 0 that does not find it waits for nothing
 	g.mu.Unlock()
 }
 
@@ -319,7 +323,7 @@ func (s *Server) nameTensors(at attestedAt, list []events.Attested, by map[uint6
 			if !ok {
 				continue
 			}
-			names := differing(want, got)
+			names := slices.DeleteFunc(differing(want, got), func(name string) bool { return len(name) > nameMax })
 			o.Tensors = names[:min(len(names), left)]
 			left -= len(o.Tensors)
 		}

@@ -144,10 +144,12 @@ type holding struct {
 	waits   bool            // for the others, with something to tell
 }
 
-// take enters what one rank's device held. What belongs to no open round is left.
+// take enters what one rank's device held. What belongs to no open round, or to no
+// model, is left.
 func (g *holdings) take(s *Server, h held) {
-	round := s.replica.State().Round
-	if round.Number != h.Round || h.Rank >= uint64(len(round.Members)) {
+	head := s.replica.State()
+	round := head.Round
+	if round.Number != h.Round || h.Rank >= uint64(len(round.Members)) || head.Model(h.Model) == nil {
 		return
 	}
 	g.mu.Lock()

@@ -2,6 +2,7 @@ package door_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -135,21 +136,27 @@ func TestARankThatIsFarBehindIsToldOf(t *testing.T) {
 	}
 }
 
-// What no rank of the round says is left.
+// What no rank of the round says, or what is about no model, is left: the log could
+// not hold any name there is.
 func TestWhatIsHeldIsBelievedOfRanksOnly(t *testing.T) {
 	j := newJob(t, 1, onHost(100))
 	j.log.Record()
 	tr := j.trainers(arena)[0]
 	tr.step(0).ok(t)
-	ask := func(text string) error {
-		return j.log.Node(0).AskNode(j.ctx(), j.log.Node(0).Status().Node, "held", []byte(text)).Err
+	ask := func(what, text string) error {
+		return j.log.Node(0).AskNode(j.ctx(), j.log.Node(0).Status().Node, what, []byte(text)).Err
 	}
-	require.Error(t, ask("["))
-	require.Error(t, ask(`[{"rank":-1}]`))
-	for _, at := range []string{`"round":1,"rank":1`, `"round":1,"rank":4294967296`, `"round":2,"rank":0`} {
-		require.NoError(t, ask(fmt.Sprintf(`[{%s,"model":"main","index":%d,"planned":"%064d","value":"%064d"}]`, at, tr.fenced, 1, 2)))
+	require.Error(t, ask("held", "["))
+	require.Error(t, ask("held", `[{"rank":-1}]`))
+	long := strings.Repeat("x", events.MaxEntryBytes)
+	for _, at := range []string{`"round":1,"rank":1,"model":"main"`, `"round":1,"rank":4294967296,"model":"main"`, `"round":2,"rank":0,"model":"main"`,
+		`"round":1,"rank":0,"model":"other"`, `"round":1,"rank":0,"model":"` + long + `"`} {
+		require.NoError(t, ask("held", fmt.Sprintf(`[{%s,"index":%d,"planned":"%064d","value":"%064d"}]`, at, tr.fenced, 1, 2)))
+		require.NoError(t, ask("attested", fmt.Sprintf(`{%s,"index":%d,"shards":{"":"%064d"}}`, at, tr.fenced, 1)))
 	}
+	require.NoError(t, ask("attested", fmt.Sprintf(`{"round":1,"rank":0,"model":"main","index":%d,"shards":{"%s":"%064d"}}`, tr.fenced, long, 1)))
 	tr.step(1).ok(t)
 	require.Empty(t, tr.step(2).fence(t).Differs)
 	require.Zero(t, j.log.Node(0).State().Round.Tally(0).Attesting)
+	require.Equal(t, tr.fenced, j.log.Node(0).State().Index, "the log was told nothing")
 }
