@@ -117,7 +117,7 @@ class Gpu:
         h = bytes(uuid).hex()
         self.uuid = f"GPU-{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
         self.processors = max(1, processors.value)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # collecting garbage in it may end an arena, which takes it again
         self._context: Optional[c_void_p] = None
         self._module: Optional[c_void_p] = None
         self._kernels: Dict[str, c_void_p] = {}

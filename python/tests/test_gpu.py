@@ -115,6 +115,29 @@ if importlib.util.find_spec("torch") and stubgpu.COMPILER:
             self.assertEqual(live_now() - live, 1, "but for the context, all is given back")
             self.assertEqual(STUB.get("pushed"), 0)
 
+        def test_garbage_that_is_collected_while_the_gpu_is_locked(self):
+            live, first = live_now(), offer((0, 2 * MiB, 1))
+            m = _mapped.mapped(first)
+            m.follow(first["chunks"], Files(self).of(first))
+            g, cycle = _cuda.gpu(0), [m.tensor()]
+            cycle.append(cycle)
+            compiled = g._compiled
+
+            def collects():
+                self.assertTrue(g._lock.acquire(blocking=False), "else it waits for itself")
+                g._lock.release()
+                self.assertLess(live_now(), held)
+                return compiled()
+
+            gc.disable()
+            self.addCleanup(gc.enable)
+            del m, cycle
+            held = STUB.get("live")
+            self.assertGreater(held, live)
+            with g, mock.patch.object(g, "_compiled", collects):
+                g.kernel("esperd_fingerprint")
+            self.assertEqual(STUB.get("pushed"), 0)
+
         def test_tensors_that_outlive_the_interpreter(self):
             script = ("import ctypes, sys, torch; from esperd import _dlpack\n"
                       "memory = ctypes.create_string_buffer(bytes(range(64)), 64)\n"
