@@ -66,14 +66,15 @@ func (r *recorder) departed(id events.NodeID, end uint64) string {
 }
 
 // departed is asked about a history that ends earlier than others of its log. What
-// those have after its end is read again where none of them was replayed.
+// those have after its end is read again where none of them was replayed from the
+// beginning.
 func (a *auditor) departed(ctx context.Context, h *history, one []*history) string {
 	if h.about.Node == "" || len(one) == 0 {
 		return ""
 	}
 	furthest := slices.MaxFunc(one, func(x, y *history) int { return cmp.Compare(x.limit(), y.limit()) })
 	for _, o := range one {
-		if o.replayed >= furthest.limit() && o.sameAs == "" {
+		if o.replayed >= furthest.limit() && o.sameAs == "" && o.adopted == 0 {
 			return o.recorded.departed(h.about.Node, h.limit())
 		}
 	}

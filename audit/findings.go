@@ -98,11 +98,11 @@ func dropTold(r *Report) {
 	})
 }
 
-// longest is the history of which most is replayed.
+// longest is the history of which most is replayed: the log was read there.
 func longest(hs []*history) *history {
 	var out *history
 	for _, h := range hs {
-		if h.replayed > 0 && (out == nil || h.replayed > out.replayed) {
+		if h.replayed > 0 && (out == nil || h.replayed-h.adopted > out.replayed-out.adopted) {
 			out = h
 		}
 	}

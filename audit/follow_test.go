@@ -298,6 +298,32 @@ func TestFollowReadsTheLog(t *testing.T) {
 	})
 }
 
+// What the log says before the entry from which on a place was replayed is told by
+// one that was replayed from the beginning, whichever comes first.
+func TestFollowTellsWhatWasBeforeAdoption(t *testing.T) {
+	l := newLog(t, 56, "run", 3)
+	l.train(40)
+	l.attests(1)
+	l.leaves(2)
+	for len(l.entries) < 100 {
+		l.report()
+	}
+	synctest.Test(t, func(t *testing.T) {
+		w := follow(t, l, 80, sameReplicas(l, 3), func(cfg *FollowConfig, nodes []*fakeNode) {
+			cfg.SinceHead, cfg.Places[0], nodes[0].kind = true, "http://0", "esperd"
+			nodes[2].shown, nodes[2].ended = 40, true
+		})
+		w.after(5 * time.Second)
+		w.show(100, 0, 1)
+		w.after(5 * time.Second)
+		r := w.end()
+		require.Equal(t, Consistent, r.Outcome, text(r))
+		require.EqualValues(t, 81, r.Places[0].ReplayedFrom)
+		require.EqualValues(t, 1, r.Skipped, text(r))
+		require.Contains(t, r.Coverage[2], "the log has its node leave the world with entry")
+	})
+}
+
 // It ends by itself when the run is over, as long as it was told to, and not
 // before it has begun.
 func TestFollowToTheEnd(t *testing.T) {
