@@ -298,6 +298,32 @@ func TestFollowReadsTheLog(t *testing.T) {
 	})
 }
 
+// What was there at the beginning is what any place had then; what a place brings
+// that comes later is new.
+func TestFollowSinceTheFurthestHead(t *testing.T) {
+	l := newLog(t, 57, "run", 3)
+	l.train(60)
+	l.attests(2)
+	l.train(100)
+	synctest.Test(t, func(t *testing.T) {
+		for behind := range 2 {
+			w := follow(t, l, 80, sameReplicas(l, 2), func(cfg *FollowConfig, nodes []*fakeNode) {
+				cfg.SinceHead, nodes[behind].shown = true, 20
+			})
+			require.Equal(t, []string{"caught_up at 80"}, w.after(5*time.Second))
+			w.show(90, 0, 1)
+			require.Empty(t, w.after(5*time.Second))
+			require.EqualValues(t, 1, w.end().Skipped)
+		}
+		w := follow(t, l, 80, sameReplicas(l, 1), func(cfg *FollowConfig, nodes []*fakeNode) {
+			cfg.SinceHead, nodes[0].fails = true, errors.New("not yet")
+		})
+		w.after(5 * time.Second)
+		w.nodes[0].set(func(n *fakeNode) { n.fails = nil })
+		require.Len(t, (<-w.report).Findings, 1, "of a log that was not there")
+	})
+}
+
 // What the log says before the entry from which on a place was replayed is told by
 // one that was replayed from the beginning, whichever comes first.
 func TestFollowTellsWhatWasBeforeAdoption(t *testing.T) {

@@ -29,6 +29,7 @@ type watcher struct {
 	h       *history  // what was read so far, also while it cannot be
 	v       *verifier // nil: nothing was read yet
 	tried   bool      // to open it
+	began   bool      // it was looked at once
 	doubted bool      // whether it still holds what was read is to be looked at
 	stored  bool      // what a directory keeps beside the entries is checked
 	done    bool      // it is damaged: nothing more can be read
@@ -75,6 +76,7 @@ func (w *watcher) run(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		again, err := w.look(ctx)
+		w.began = true
 		if ctx.Err() != nil {
 			return
 		}
@@ -190,10 +192,9 @@ func (w *watcher) hasImage() bool {
 func (w *watcher) begin(ctx context.Context) (bool, error) {
 	f, about := w.f, w.place.About()
 	f.mu.Lock()
-	if f.cfg.SinceHead && f.since == 0 {
-		f.since = about.Head + 1
+	if f.cfg.SinceHead && !w.began { // at once, so all that it has was there
+		f.since = max(f.since, about.Head+1)
 	}
-	w.h.recorded.before = f.since
 	ref, wait := f.reference, false
 	if about.Kind == "esperd" && !f.cfg.Full {
 		wait = ref == nil && (f.untried > 0 || f.claimed != nil) || ref != nil && about.Head < ref.index && time.Since(w.since) < f.cfg.Behind
@@ -263,7 +264,7 @@ func (w *watcher) advance(ctx context.Context, to uint64) error {
 	var err error
 	if to > w.h.good {
 		w.f.mu.Lock()
-		w.sight.reading = true
+		w.sight.reading, w.h.recorded.before = true, w.f.since
 		w.f.mu.Unlock()
 		err = w.v.advance(ctx, to)
 		w.h.identify()
