@@ -131,6 +131,23 @@ func TestReaderWhileWritten(t *testing.T) {
 	require.NoError(t, <-done)
 }
 
+// What a reader has read ahead is forgotten when the file has changed, entry by
+// entry, whose pages take the place of others.
+func TestReaderFollowsAFile(t *testing.T) {
+	log := logOf(400)
+	h := openHistory(t, tempHistory(t), HistoryOptions{NoSync: true})
+	r, err := OpenReader(h.path)
+	require.NoError(t, err)
+	defer r.Close()
+	for i, rec := range log {
+		require.NoError(t, h.Append(rec, callOf(rec.Index)))
+		require.NoError(t, errors.Join(h.PutImage(rec.Index, entryBytes(rec.Index)), h.Flush()))
+		require.NoError(t, r.Refresh())
+		require.EqualValues(t, i+1, readWith(t, r, log))
+		require.NoError(t, r.Check())
+	}
+}
+
 func TestReaderRefuses(t *testing.T) {
 	dir := t.TempDir()
 	_, err := OpenReader(filepath.Join(dir, "none"))
