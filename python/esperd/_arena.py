@@ -116,6 +116,7 @@ class Arena:
 
     def before_fence(self) -> None:
         """Check, and let esperd have the memory."""
+        self._held = []  # as it was at the last fence
         self.check()
         self._wait()
 

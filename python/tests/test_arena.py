@@ -28,6 +28,14 @@ if importlib.util.find_spec("torch"):
             ep.step_epoch(0)
             return world, ep
 
+        def test_what_was_not_attested_to_the_end_is_of_a_fence_that_is_over(self):
+            _, ep = self.grown()
+            ep.attest({"x": torch.ones(3)}, more=True)
+            self.assertRaisesRegex(esperd.EsperdError, "x is there twice|\"x\" is there twice", ep.attest, {"x": torch.ones(3)})
+            ep.attest({"x": torch.ones(3)}, more=True)
+            ep.step_epoch(1)
+            ep.attest({"x": torch.ones(3)})
+
         def test_what_has_moved_comes_back_and_what_was_changed_raises(self):
             _, ep = self.grown()
             seed = module()
