@@ -122,13 +122,13 @@ func (s *Server) gatherAttested(at attestedAt, x *gathering, members []events.Me
 	list := compareAttested(at, len(members), by)
 	s.nameTensors(at, list, by, members)
 	g.tellLog(s, list)
+	g.mu.Lock()
+	delete(g.open, at) // not before: a fence of rank 0 that does not find it waits for nothing
+	g.mu.Unlock()
 	if m := list[len(list)-1].Missing; len(m) > 0 {
 		s.log.Warn("not all ranks have attested what their devices hold", "model", at.Model, "index", at.Index, "missing", fmt.Sprint(m[:min(len(m), 16)]))
 		g.lacks(lack{at, m, x.since})
 	}
-	g.mu.Lock()
-	delete(g.open, at) // not before: a fence of rank 0 that does not find it waits for nothing
-	g.mu.Unlock()
 }
 
 func (g *gatherings) lacks(l lack) {
