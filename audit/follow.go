@@ -180,16 +180,18 @@ func (f *follower) look() (diverged string, at uint64) {
 	f.mu.Unlock()
 	now, furthest, looked := time.Now(), uint64(0), true
 	f.busy = false
+	ends := map[string]uint64{} // by lineage
 	for i := range seen {
 		s := &seen[i]
 		f.busy = f.busy || s.reading || !s.looked
 		furthest, looked = max(furthest, s.good), looked && s.looked
+		ends[s.lineage] = max(ends[s.lineage], s.good)
 		if s.state == StateOK && s.live || s.state == StateStopped && f.live.IsZero() { // whose run may be over already
 			f.live = now
 		}
 	}
 	for i := range seen {
-		f.place(i, seen, now)
+		f.place(i, seen, ends[seen[i].lineage], now)
 	}
 	if p := f.links.meeting(); p != nil {
 		a, b := f.watchers[p.first.place], f.watchers[p.odd.place]
@@ -224,17 +226,12 @@ func caughtUpText(states []string, index uint64) string {
 	return fmt.Sprintf("caught up: %s verified, up to entry %d; following", places, index)
 }
 
-// place tells if the state of a place is another one.
-func (f *follower) place(i int, seen []sight, now time.Time) {
+// place tells if the state of a place is another one. Some place of its log has
+// furthest entries.
+func (f *follower) place(i int, seen []sight, furthest uint64, now time.Time) {
 	s, w := &seen[i], f.watchers[i]
 	if !s.looked && s.why == "" {
 		return // it is being read for the first time
-	}
-	furthest := s.good
-	for k := range seen {
-		if seen[k].lineage == s.lineage {
-			furthest = max(furthest, seen[k].good)
-		}
 	}
 	l := &f.lags[i]
 	if s.good >= l.target {
