@@ -23,6 +23,7 @@ _RIGHTS_MAX = 253  # file descriptors in one message
 _HEAD_BYTES_MAX = 64 << 10
 _TIMEOUT_S = 60.0
 _ALIGN = 64
+_OTHER = "is it of another release than this client?"
 
 _Json = Dict[str, Any]
 
@@ -34,10 +35,13 @@ class Handover:
         self._path = trainer.socket
         self._socket = _upgraded(trainer, {"model": model})
         try:
-            self.offer = _document(self._socket)
+            self.offer = _document(self._socket, "chunks")
         except OSError as error:
             self._socket.close()
             raise self._cut_off(error) from error
+        except BaseException:
+            self._socket.close()
+            raise
 
     def __enter__(self) -> "Handover":
         return self
@@ -104,13 +108,19 @@ def fingerprints(trainer: Trainer, model: str, tensors: List[Any]) -> List[str]:
             if d["bytes"]:
                 memory[d["offset"] : d["offset"] + d["bytes"]].copy_(t.reshape(-1).view(torch.uint8))
         with _upgraded(trainer, {"model": model, "tensors": described}) as s:
-            s.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
-            answer = _document(s)
+            try:
+                s.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+                answer = _document(s)
+            except OSError as error:
+                raise Unavailable(f"esperd stopped while it read tensors at {trainer.socket}: {error}; the call may be made again") from error
     finally:
         os.close(fd)
     if "error" in answer:
         raise EsperdError(f"attest: {answer['error']}")
-    return list(answer["fingerprints"])
+    prints = answer.get("fingerprints")
+    if not isinstance(prints, list) or len(prints) != len(tensors):
+        raise EsperdError(f"attest: expected {len(tensors)} fingerprints of esperd, got something else: {_OTHER}")
+    return prints
 
 
 def _upgraded(trainer: Trainer, arguments: _Json) -> socket.socket:
@@ -148,8 +158,13 @@ def _exactly(s: socket.socket, n: int) -> bytes:
     return out
 
 
-def _document(s: socket.socket) -> _Json:
+def _document(s: socket.socket, *names: str) -> _Json:
     (n,) = struct.unpack("<I", _exactly(s, 4))
-    document = json.loads(_exactly(s, n))
-    assert isinstance(document, dict)
+    text = _exactly(s, n)
+    try:
+        document = json.loads(text)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict) or not all(name in document for name in names):
+        raise EsperdError(f"esperd answered with something else than an object with {', '.join(names) or 'names'}, in {n} bytes: {_OTHER}")
     return document
