@@ -16,7 +16,7 @@ alphas from 0 to 1, ramps in ticks (one each epoch step).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple, Type, TypeVar
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Tuple, Type, TypeVar, Union
 
 __all__ = [
     "Change",
