@@ -19,11 +19,12 @@ import (
 )
 
 const (
-	attestMax     = 5 * time.Second // how long ranks are waited for; and the log
-	gatheringsMax = 64              // at once, and done ones that are remembered
-	lackingMax    = 16              // comparisons without some ranks that are remembered
-	differShown   = 48              // tensors, or slots, that are named in one comparison
-	differAsked   = 16              // ranks that are asked for theirs
+	attestMax     = 5 * time.Second  // how long ranks are waited for; and the log
+	gatheringsMax = 64               // at once, and done ones that are remembered
+	lackingMax    = 16               // comparisons without some ranks that are remembered
+	tensorMax     = nameMax + 1 + 64 // bytes of a tensor's name, in the arena slot/tensor
+	differShown   = 48               // tensors, or slots, that are named in one comparison
+	differAsked   = 16               // ranks that are asked for theirs
 )
 
 // gatherings are, on rank 0's node, what the ranks hand in until all have.
@@ -323,7 +324,7 @@ func (s *Server) nameTensors(at attestedAt, list []events.Attested, by map[uint6
 			if !ok {
 				continue
 			}
-			names := slices.DeleteFunc(differing(want, got), func(name string) bool { return len(name) > nameMax })
+			names := differing(want, got)
 			o.Tensors = names[:min(len(names), left)]
 			left -= len(o.Tensors)
 		}
@@ -349,7 +350,8 @@ func (s *Server) tensorsAt(at attestedAt, shard string, m events.Member) ([]tens
 	return list, err == nil
 }
 
-// differing names the tensors of two lists, by name, that are not in both alike.
+// differing names the tensors of two lists, by name, that are not in both alike;
+// no name that is longer than any can be.
 func differing(want, got []tensorPrint) []string {
 	var out []string
 	for len(want) > 0 || len(got) > 0 {
@@ -365,5 +367,5 @@ func differing(want, got []tensorPrint) []string {
 			want, got = want[1:], got[1:]
 		}
 	}
-	return out
+	return slices.DeleteFunc(out, func(name string) bool { return len(name) > tensorMax })
 }

@@ -79,6 +79,8 @@ func TestDiffering(t *testing.T) {
 	require.Equal(t, []string{"a", "c", "d", "e"}, differing(list("a1 b1 c1 d1"), list("b1 c2 e1")))
 	require.Empty(t, differing(list("a1"), list("a1")))
 	require.Equal(t, []string{"a"}, differing(nil, list("a1")))
+	longest := strings.Repeat("x", tensorMax)
+	require.Equal(t, []string{longest}, differing(nil, []tensorPrint{{Name: longest}, {Name: longest + "x"}}))
 }
 
 // Of comparisons that were made without some ranks the last ones are remembered,
