@@ -85,8 +85,17 @@ func (o *outbox) drained() <-chan struct{} {
 }
 
 // Report queues what this rank has to tell (fsm.Reports) for the log and returns
-// at once. It arrives at least once and is recorded once.
-func (n *Node) Report(ev events.Event) { n.outbox.add(ev) }
+// at once. It arrives at least once and is recorded once. What no entry can hold is
+// left out: no leader would ever take it, nor what comes after it.
+func (n *Node) Report(ev events.Event) {
+	e := &events.Entry{Kind: events.KindReport, Events: []events.Event{ev}}
+	e.Version = events.VersionOf(e)
+	if _, err := events.Encode(e); err != nil {
+		n.log.Error("a bug in esperd: a report that no entry can hold is left out", "error", err)
+		return
+	}
+	n.outbox.add(ev)
+}
 
 func (n *Node) sendReports() {
 	for {

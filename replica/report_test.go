@@ -36,3 +36,17 @@ func TestFaultThatNoEntryCanHold(t *testing.T) {
 		require.Equal(t, &good, w.nodes[0].State().Round.Fault)
 	})
 }
+
+// A report that no entry can hold does not hold up those that come after it.
+func TestReportThatNoEntryCanHold(t *testing.T) {
+	inMemWorld(t, 2, func(t *testing.T, w *memWorld) {
+		report := func(op events.Op) events.Event {
+			return events.Event{ShadowVerdict: &events.ShadowVerdict{Key: events.Key{Round: 1, Model: "main", Op: op, Call: 1}, Rank: 1, Verdict: events.Verdict{Gate: events.G2}}}
+		}
+		n := w.nodes[1]
+		n.Report(report("no such"))
+		n.Report(report(events.OpAdvance))
+		w.settle()
+		require.Equal(t, uint64(1), w.nodes[0].State().Round.Tally(1).Disagreements)
+	})
+}
