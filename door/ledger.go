@@ -181,7 +181,7 @@ func (s *Server) warn(w *wait) {
 type nodeReport struct {
 	api.Rank
 	Divergence *api.StateDivergence     `json:"divergence,omitempty"`
-	Lifecycles map[string]events.Digest `json:"lifecycles,omitempty"` // after Index, by model; nil: an older node
+	Lifecycles map[string]events.Digest `json:"lifecycles,omitempty"` // after Index, by model; nil: an older node, or one between two entries
 	Unattested []api.Unattested         `json:"unattested,omitempty"` // of rank 0's node
 }
 
@@ -204,9 +204,11 @@ func (s *Server) report(model string) nodeReport {
 		r.Divergence = s.divergenceOf(d)
 	}
 	r.Unattested = s.gatherings.unattested(&state.Round)
-	r.Lifecycles = map[string]events.Digest{}
-	for _, m := range state.Models {
-		r.Lifecycles[m.Name] = m.Digest()
+	if st.Index == state.Index { // else they are of two entries, and not compared
+		r.Lifecycles = map[string]events.Digest{}
+		for _, m := range state.Models {
+			r.Lifecycles[m.Name] = m.Digest()
+		}
 	}
 	return r
 }

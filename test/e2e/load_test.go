@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -117,7 +118,7 @@ func (l *load) run(ctx context.Context, tr *trainer) {
 			if err := tr.epoch(ctx, epoch); err != nil {
 				return err
 			}
-			if more, err := l.step.wait(ctx); !more {
+			if more, err := l.step.wait(ctx, tr.prunable()); !more {
 				return err
 			}
 			time.Sleep(pace)
@@ -129,6 +130,18 @@ func (l *load) run(ctx context.Context, tr *trainer) {
 		tr.mu.Unlock()
 		l.stop()
 	}
+}
+
+// prunable reports whether a seed lives: a load ends only then, so that there is
+// something left to ask for.
+func (tr *trainer) prunable() bool {
+	return slices.ContainsFunc(tr.c.Slots(), func(s api.Slot) bool {
+		switch s.Stage {
+		case events.StageGerminated, events.StageTraining, events.StageBlending, events.StageHolding:
+			return true
+		}
+		return false
+	})
 }
 
 // epoch is one turn of the script. What it does follows from the epoch and from
@@ -352,12 +365,13 @@ type lockstep struct {
 
 func newLockstep(n int) *lockstep { return &lockstep{n: n, open: make(chan struct{})} }
 
-// wait reports whether to go on, the same for all.
-func (s *lockstep) wait(ctx context.Context) (more bool, err error) {
+// wait reports whether to go on, the same for all: until the end was asked for,
+// and may be here.
+func (s *lockstep) wait(ctx context.Context, mayEnd bool) (more bool, err error) {
 	s.mu.Lock()
 	open := s.open
 	if s.waiting++; s.waiting == s.n {
-		s.waiting, s.open, s.over = 0, make(chan struct{}), s.ending
+		s.waiting, s.open, s.over = 0, make(chan struct{}), s.ending && mayEnd
 		close(open)
 	}
 	s.mu.Unlock()
