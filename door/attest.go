@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -33,6 +34,10 @@ type attested struct {
 	attestedAt
 	Rank   uint64                   `json:"rank"`
 	Shards map[string]events.Digest `json:"shards"` // "": what all ranks hold
+
+	// Partial says that this rank does not have all of that: a seed has no memory
+	// here, or its contents are lost, which is said elsewhere. It is not compared.
+	Partial bool `json:"partial,omitempty"`
 
 	tensors map[string][]tensorPrint // by shard; by name
 }
@@ -79,10 +84,11 @@ func (s *Server) attest(in *api.AttestRequest) (any, error) {
 		return nil, p
 	}
 	if m.device != nil {
-		prints, err := m.exec.Attest()
+		prints, partial, err := m.exec.Attest()
 		if err != nil {
 			return nil, problemf(events.CodeConfigMismatch, "attest: %v; the log goes on", err)
 		}
+		a.Partial = partial
 		for _, p := range prints {
 			a.tensors[""] = append(a.tensors[""], tensorPrint{p.Slot + "/" + p.Tensor, p.Fingerprint})
 		}
@@ -235,7 +241,24 @@ func (s *Server) differs(t *track, m *matched) []api.Difference {
 		}
 	}
 	if len(out) > 0 {
-		s.log.Error("devices do not hold the same", "model", t.model, "differs", fmt.Sprint(out[:min(len(out), 8)]))
+		s.log.Error("devices do not hold the same", "model", t.model, "index", out[0].Index, "differs", differsText(out))
 	}
 	return out
+}
+
+// differsText is for this node's own log: the first few, of bounded length.
+func differsText(list []api.Difference) string {
+	var out []string
+	for _, d := range list[:min(len(list), 8)] {
+		what := d.What
+		if d.Shard != "" {
+			what += " of shard " + d.Shard
+		}
+		text := fmt.Sprintf("ranks %v differ (%s)", d.Ranks[:min(len(d.Ranks), 16)], what)
+		if len(d.Tensors) > 0 {
+			text = fmt.Sprintf("ranks %v differ in %s (%s)", d.Ranks[:min(len(d.Ranks), 16)], strings.Join(d.Tensors[:min(len(d.Tensors), 8)], ", "), what)
+		}
+		out = append(out, text)
+	}
+	return strings.Join(out, "; ")
 }

@@ -192,3 +192,26 @@ func TestWhoHasNotAttestedIsSeen(t *testing.T) {
 	tr.fenceAt(2).ok(t) // waits for the comparison
 	require.Empty(t, look(2).Unattested)
 }
+
+// A seed that waits for room is compared on no rank: that one has none for it is
+// no difference of devices.
+func TestASeedWithoutRoomIsNoDifference(t *testing.T) {
+	j := newJob(t, 2)
+	j.log.Record()
+	j.stop(1)
+	j.start(1, onHost(1)) // the table alone
+	j.stop(0)
+	j.start(0, onHost(100))
+	all := j.trainers(arena)
+	for rank, tr := range all {
+		tr.germinate("r0c0").ok(t)
+		require.Equal(t, events.StageGerminated, tr.step(0).fence(t).Slots[0].Stage)
+		tr.attests(tensor("host", "0"), tensor("own", fmt.Sprint(rank))).ok(t)
+	}
+	for _, tr := range all {
+		f := tr.step(1).fence(t)
+		require.Equal(t, events.StagePruned, f.Slots[0].Stage)
+		require.Len(t, f.Differs, 1, "what else differs is still found")
+		require.Equal(t, []string{"own"}, f.Differs[0].Tensors)
+	}
+}

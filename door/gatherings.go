@@ -126,7 +126,7 @@ func (s *Server) gatherAttested(at attestedAt, x *gathering, members []events.Me
 	g.mu.Lock()
 	delete(g.open, at) // not before: a fence of rank 0 that does not find it waits for nothing
 	g.mu.Unlock()
-	if m := list[len(list)-1].Missing; len(m) > 0 {
+	if m := without(by, len(members)); len(m) > 0 {
 		s.log.Warn("not all ranks have attested what their devices hold", "model", at.Model, "index", at.Index, "missing", fmt.Sprint(m[:min(len(m), 16)]))
 		g.lacks(lack{at, m, x.since})
 	}
@@ -144,6 +144,9 @@ func (g *gatherings) lacks(l lack) {
 // tellLog has comparisons of one fence recorded. The next fence of rank 0 waits
 // until those are in the log in which ranks differ.
 func (g *gatherings) tellLog(s *Server, list []events.Attested) {
+	if len(list) == 0 {
+		return
+	}
 	now, round := found(&s.replica.State().Round), list[0].Round
 	g.mu.Lock()
 	if g.round != round || g.found < now {
@@ -237,18 +240,23 @@ func (s *Server) settleAttested(ctx context.Context, t *track, op events.Op) {
 }
 
 // compareAttested compares among equal shards. Each one in which ranks differ is
-// an event; all others are one, with the root of what they are.
+// an event; all others are one, with the root of what they are. That one has no
+// ranks where no shard is alike, and is left out if it would name none as missing
+// either.
 func compareAttested(at attestedAt, world int, by map[uint64]*attested) []events.Attested {
 	base := events.Attested{Round: at.Round, Model: at.Model, Generation: at.Generation, Index: at.Index}
 	ranks := slices.Sorted(maps.Keys(by))
 	var out []events.Attested
-	differing := map[uint64]bool{}
+	differing, alike := map[uint64]bool{}, false // ranks that are not of the whole, and whether there is one
 	root := sha256.New()
 	one := func(shard string, of func(*attested) (events.Digest, bool)) {
 		ev := base
 		ev.What, ev.Shard = "tensors", shard
-		group(&ev, ranks, by, of)
+		if !group(&ev, ranks, by, of) {
+			return
+		}
 		if len(ev.Others) == 0 {
+			alike = true
 			root.Write(binary.BigEndian.AppendUint64(nil, uint64(len(shard))))
 			root.Write([]byte(shard))
 			root.Write(ev.Value[:])
@@ -270,23 +278,38 @@ func compareAttested(at attestedAt, world int, by map[uint64]*attested) []events
 	for _, shard := range slices.Sorted(maps.Keys(shards)) {
 		one(shard, func(a *attested) (events.Digest, bool) {
 			d, ok := a.Shards[shard]
-			return d, ok || shard == "" // what all ranks hold, all have to hand in
+			if shard == "" { // what all ranks hold, all have to hand in
+				return d, !a.Partial
+			}
+			return d, ok
 		})
 	}
+	for _, a := range by {
+		if a.Partial {
+			differing[a.Rank] = true // or not: it is not known
+		}
+	}
 	whole := base
-	whole.What, whole.Value, whole.Ranks = "tensors", events.Digest(root.Sum(nil)), uint64(len(by)-len(differing))
-	whole.Missing = without(by, world)
+	whole.What, whole.Missing = "tensors", without(by, world)
+	if alike {
+		whole.Value, whole.Ranks = events.Digest(root.Sum(nil)), uint64(len(by)-len(differing))
+	} else if len(whole.Missing) == 0 {
+		return out
+	}
 	return append(out, whole)
 }
 
 // group sorts ranks by value: that of most, of equally many that of the lowest
-// rank, and the others.
-func group(ev *events.Attested, ranks []uint64, by map[uint64]*attested, of func(*attested) (events.Digest, bool)) {
+// rank, and the others. It reports whether any rank has one.
+func group(ev *events.Attested, ranks []uint64, by map[uint64]*attested, of func(*attested) (events.Digest, bool)) bool {
 	groups := map[events.Digest][]uint64{}
 	for _, r := range ranks {
 		if d, ok := of(by[r]); ok {
 			groups[d] = append(groups[d], r)
 		}
+	}
+	if len(groups) == 0 {
+		return false
 	}
 	values := slices.SortedFunc(maps.Keys(groups), func(a, b events.Digest) int {
 		return cmp.Or(cmp.Compare(len(groups[b]), len(groups[a])), cmp.Compare(groups[a][0], groups[b][0]))
@@ -297,6 +320,7 @@ func group(ev *events.Attested, ranks []uint64, by map[uint64]*attested, of func
 	for _, v := range others {
 		ev.Others = append(ev.Others, events.AttestedOther{Value: v, Ranks: groups[v]})
 	}
+	return true
 }
 
 // nameTensors asks for the tensors where ranks differ, one of each side, and
@@ -310,7 +334,7 @@ func (s *Server) nameTensors(at attestedAt, list []events.Attested, by map[uint6
 		}
 		most := slices.IndexFunc(members, func(m events.Member) bool {
 			a := by[m.Rank]
-			return a != nil && a.Shards[ev.Shard] == ev.Value
+			return a != nil && a.Shards[ev.Shard] == ev.Value && !(a.Partial && ev.Shard == "")
 		})
 		want, ok := s.tensorsAt(at, ev.Shard, members[most])
 		asked++

@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
 	"github.com/esperd/esperd/fsm"
 	"github.com/esperd/esperd/gpuexec/element"
@@ -59,7 +60,7 @@ func TestAnAttestationOfManyRanksIsSmall(t *testing.T) {
 		switch name {
 		case "one differs":
 			require.Equal(t, []uint64{999}, list[0].Others[0].Ranks)
-			require.Equal(t, uint64(998), root.Ranks)
+			require.Zero(t, root.Ranks, "nothing is alike")
 		case "all differ":
 			require.Len(t, list[0].Others, world-2)
 		default:
@@ -98,4 +99,41 @@ func TestWhatRanksHaveLeftOut(t *testing.T) {
 	require.Equal(t, []any{uint64(4), true}, []any{list[0].Index, list[0].Over})
 	require.Equal(t, []any{uint64(30), false, []uint64{1}}, []any{list[lackingMax].Index, list[lackingMax].Over, list[lackingMax].Missing})
 	require.Empty(t, g.unattested(&fsm.Round{Number: 2}))
+}
+
+// What a rank says it lacks is no difference, and where nothing is alike nothing
+// is said to be.
+func TestWhatIsNotCompared(t *testing.T) {
+	at := attestedAt{1, "main", 1, 9}
+	same, other := map[string]byte{":w": 1, "half:v": 1}, map[string]byte{":w": 2, "half:v": 1}
+	lacks := handed(1, other)
+	lacks.Partial = true
+	list := compareAttested(at, 3, map[uint64]*attested{0: handed(0, same), 1: lacks, 2: handed(2, same)})
+	require.Len(t, list, 1)
+	require.Empty(t, list[0].Others)
+	require.EqualValues(t, 2, list[0].Ranks)
+
+	lacks = handed(0, nil) // of all it has in the arena
+	lacks.Partial = true
+	require.Empty(t, compareAttested(at, 1, map[uint64]*attested{0: lacks}))
+
+	alone, two := handed(0, map[string]byte{":w": 1}), handed(1, map[string]byte{":w": 2})
+	list = compareAttested(at, 2, map[uint64]*attested{0: alone, 1: two})
+	require.Len(t, list, 1, "nothing is alike")
+	require.Equal(t, []uint64{1}, list[0].Others[0].Ranks)
+	list = compareAttested(at, 3, map[uint64]*attested{0: alone, 1: two})
+	require.Len(t, list, 2)
+	require.Zero(t, list[1].Ranks)
+	require.Zero(t, list[1].Value)
+	require.Equal(t, []uint64{2}, list[1].Missing, "who is missing is said all the same")
+	b, err := events.Encode(&events.Entry{Version: events.Version, Kind: events.KindReport, Events: []events.Event{{Attested: &list[1]}}})
+	require.NoError(t, err)
+	_, err = events.Decode(b)
+	require.NoError(t, err)
+}
+
+func TestDifferencesAreToldInWords(t *testing.T) {
+	require.Equal(t, "ranks [1] differ in r0c0/0.weight, w (tensors); ranks [0 2] differ (tensors of shard half)", differsText([]api.Difference{
+		{Index: 9, What: "tensors", Ranks: []uint64{1}, Tensors: []string{"r0c0/0.weight", "w"}},
+		{Index: 9, What: "tensors", Shard: "half", Ranks: []uint64{0, 2}}}))
 }

@@ -175,10 +175,10 @@ func TestSameBits(t *testing.T) {
 				anew.Loaded(s)
 			}
 		}
-		want, err := every.Attest()
+		want, _, err := every.Attest()
 		require.NoError(t, err)
 		for _, x := range []*Executor{some, anew} {
-			got, err := x.Attest()
+			got, _, err := x.Attest()
 			require.NoError(t, err)
 			require.Equal(t, want, got)
 		}
@@ -208,7 +208,7 @@ func TestAttest(t *testing.T) {
 			require.NoError(t, err)
 		}
 		var err error
-		lists[i], err = x.Attest()
+		lists[i], _, err = x.Attest()
 		require.NoError(t, err)
 		require.Len(t, lists[i], 6)
 	}
@@ -233,7 +233,7 @@ func TestRebuild(t *testing.T) {
 	l.Pass("b", events.G1)
 	mark := l.State
 	x.Fence(l.State)
-	fresh, err := x.Attest()
+	fresh, _, err := x.Attest()
 	require.NoError(t, err)
 	l.Pass("a", events.G1)
 	l.Germinate("c", "wide")
@@ -249,11 +249,11 @@ func TestRebuild(t *testing.T) {
 	view, err := x.View("b", wide.Tensors)
 	require.NoError(t, err)
 	require.True(t, view.Lost)
-	got, err := x.Attest()
+	got, _, err := x.Attest()
 	require.NoError(t, err)
 	require.Equal(t, fresh[:3], got, "what is lost is not attested")
 	x.Loaded("b")
-	got, err = x.Attest()
+	got, _, err = x.Attest()
 	require.NoError(t, err)
 	require.Equal(t, fresh, got)
 	require.Equal(t, 1, d.arenas)
@@ -268,7 +268,7 @@ func TestOutOfMemory(t *testing.T) {
 	l := newLog(t, "a", "b")
 	l.Germinate("a", "conv")
 	x.Fence(l.State)
-	want, err := x.Attest()
+	want, _, err := x.Attest()
 	require.NoError(t, err)
 	d.back = fmt.Errorf("no: %w", device.ErrOutOfMemory)
 	l.Germinate("b", "wide")
@@ -281,7 +281,7 @@ func TestOutOfMemory(t *testing.T) {
 	_, err = x.View("b", wide.Tensors)
 	require.ErrorIs(t, err, device.ErrOutOfMemory)
 	require.ErrorContains(t, err, "seed 1 has no memory")
-	got, err := x.Attest()
+	got, _, err := x.Attest()
 	require.NoError(t, err)
 	require.Equal(t, want, got)
 	l.Pass("b", events.G1)
@@ -324,7 +324,7 @@ func TestDeviceLost(t *testing.T) {
 	r = x.Fence(l.State)
 	require.Equal(t, ActiveSet(l.Model()), r.ActiveSet)
 	require.Equal(t, "activate c#1, set_alpha c#1=0, thaw c#1", planText(r.Commands))
-	_, err := x.Attest()
+	_, _, err := x.Attest()
 	require.ErrorIs(t, err, device.ErrLost)
 	_, err = x.Attach("t")
 	require.ErrorIs(t, err, device.ErrLost)
@@ -376,7 +376,7 @@ func TestNoDevice(t *testing.T) {
 	require.ErrorContains(t, err, "no device")
 	l.Prune("a")
 	require.Equal(t, "zero a#1, release a#1", planText(x.Rebuild(l.State).Commands)+planText(x.Fence(l.State).Commands)+"zero a#1, release a#1")
-	list, err := x.Attest()
+	list, _, err := x.Attest()
 	require.NoError(t, err)
 	require.Empty(t, list)
 }

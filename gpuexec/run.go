@@ -333,20 +333,25 @@ func (x *Executor) spans() []Span {
 	return out
 }
 
-// Attest fingerprints all parameters that the arena holds, in slot order. Those
-// that are lost are left out: they hold what no rank means.
-func (x *Executor) Attest() ([]Attestation, error) {
+// Attest fingerprints all parameters that the arena holds, in slot order. Seeds
+// that wait, in the log, for room on all ranks are left out, on every rank. partial
+// says that this rank alone leaves some out: of seeds that have no memory here, or
+// are lost and hold what no rank means.
+func (x *Executor) Attest() (out []Attestation, partial bool, err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if !x.usable() {
-		return nil, x.broken
+		return nil, true, x.broken
 	}
 	var segments []element.Segment
-	var out []Attestation
 	var tensors []*Tensor
 	for _, i := range slices.Sorted(maps.Keys(x.seats)) {
 		s := x.seats[i]
+		if seed := x.at.Slots.At(i).Seed; seed != nil && seed.Absent {
+			continue
+		}
 		if s.failed != nil || s.lost {
+			partial = true
 			continue
 		}
 		for j := range s.tensors {
@@ -359,7 +364,7 @@ func (x *Executor) Attest() ([]Attestation, error) {
 	sums, err := x.arena.Sums(segments)
 	if err != nil {
 		x.note(err)
-		return nil, fmt.Errorf("fingerprint model %s on %s: %w", x.opts.Model, x.opts.Device.Name(), err)
+		return nil, true, fmt.Errorf("fingerprint model %s on %s: %w", x.opts.Model, x.opts.Device.Name(), err)
 	}
 	for k, t := range tensors {
 		var total element.Sum
@@ -368,5 +373,5 @@ func (x *Executor) Attest() ([]Attestation, error) {
 		}
 		out[k].Fingerprint = total.Finish(t.Type, t.Shape, t.Bytes())
 	}
-	return out, nil
+	return out, partial, nil
 }

@@ -215,7 +215,14 @@ func attestedText(a *events.Attested) string {
 	if a.Shard != "" {
 		what += " of shard " + a.Shard
 	}
-	text := fmt.Sprintf("at entry %d %s agree on the %s%s", a.Index, plural(int(a.Ranks), "rank"), what, ofModel(a.Model))
+	who := plural(int(a.Ranks), "rank") + " agree"
+	switch a.Ranks {
+	case 0:
+		who = "no rank agrees"
+	case 1:
+		who = "1 rank agrees"
+	}
+	text := fmt.Sprintf("at entry %d %s on the %s%s", a.Index, who, what, ofModel(a.Model))
 	if len(a.Others) > 0 {
 		text += fmt.Sprintf(" (%s)", a.Value.Short())
 	}
