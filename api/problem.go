@@ -63,6 +63,7 @@ var problemKinds = map[events.Code]struct {
 	events.CodeUnknownSlot:       {404, "No such slot"},
 	events.CodeConfigMismatch:    {409, "The configuration is not the log's"},
 	events.CodeMarkMismatch:      {409, "The marks of the ranks differ"},
+	events.CodeNoRoom:            {409, "This rank has no room for the seed"},
 	events.CodeInvalidInput:      {422, "The request is not valid"},
 	events.CodeDiverged:          {500, "This replica's state is not the log's"},
 	events.CodeUnavailable:       {503, "Not now"},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
 	"time"
@@ -68,6 +69,9 @@ func (s *Server) attach(slot string, in *api.AttachRequest) (any, error) {
 	}
 	defer t.memory.mu.Unlock()
 	v, err := t.memory.exec.View(slot, in.Tensors)
+	if errors.Is(err, gpuexec.ErrNoRoom) {
+		return nil, problemf(events.CodeNoRoom, "attach: rank %d: %v; this rank has voted so: go on without its module, the next fence that finds the vote in the log prunes the seed on all ranks", s.rank, err)
+	}
 	if err != nil {
 		return nil, problemf(events.CodeConfigMismatch, "attach: rank %d: %v", s.rank, err)
 	}

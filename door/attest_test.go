@@ -206,6 +206,12 @@ func TestASeedWithoutRoomIsNoDifference(t *testing.T) {
 	for rank, tr := range all {
 		tr.germinate("r0c0").ok(t)
 		require.Equal(t, events.StageGerminated, tr.step(0).fence(t).Slots[0].Stage)
+		bind := tr.post("/v1/slots/r0c0/attach", members{"session": tr.req.Incarnation, "tensors": []members{{"name": "weight", "dtype": "float32", "shape": []int{4, 3}}}})
+		if rank == 0 {
+			bind.ok(t)
+		} else {
+			require.Contains(t, bind.refused(t, events.CodeNoRoom).Detail, "the next fence that finds the vote in the log prunes the seed on all ranks")
+		}
 		tr.attests(tensor("host", "0"), tensor("own", fmt.Sprint(rank))).ok(t)
 	}
 	for _, tr := range all {

@@ -40,7 +40,7 @@ func TestErrorsBecomeProblems(t *testing.T) {
 func TestEveryCodeIsAKindOfProblem(t *testing.T) {
 	for _, code := range []events.Code{events.CodeOrderMismatch, events.CodeMissingCall, events.CodeRoundFaulted, events.CodeDecisionTimeout,
 		events.CodeNotAuthority, events.CodeIllegalTransition, events.CodeUnknownSlot, events.CodeConfigMismatch, events.CodeMarkMismatch,
-		events.CodeInvalidInput, events.CodeDiverged, events.CodeUnavailable} {
+		events.CodeNoRoom, events.CodeInvalidInput, events.CodeDiverged, events.CodeUnavailable} {
 		p := api.NewProblem(code, "d")
 		require.NotZero(t, p.Status, code)
 		require.NotEmpty(t, p.Title, code)

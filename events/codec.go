@@ -174,7 +174,7 @@ var (
 	gateNames = []Gate{G0, G1, G2, G3, G5}
 	opNames   = []Op{OpConfigure, OpGerminate, OpAdvance, OpVerdict, OpPrune, OpSchedulePrune, OpAlphaTarget, OpStepEpoch, OpFence, OpReset, OpResume}
 	codeNames = []Code{CodeOrderMismatch, CodeMissingCall, CodeRoundFaulted, CodeDecisionTimeout, CodeNotAuthority,
-		CodeIllegalTransition, CodeUnknownSlot, CodeConfigMismatch, CodeMarkMismatch, CodeInvalidInput, CodeDiverged, CodeUnavailable}
+		CodeIllegalTransition, CodeUnknownSlot, CodeConfigMismatch, CodeMarkMismatch, CodeNoRoom, CodeInvalidInput, CodeDiverged, CodeUnavailable}
 
 	actionNames = []Action{ActionPrune}
 	ruleNames   = []InitRule{InitConstant, InitUniform}

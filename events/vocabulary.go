@@ -120,6 +120,7 @@ const (
 	CodeUnknownSlot       Code = "unknown-slot"
 	CodeConfigMismatch    Code = "config-mismatch"
 	CodeMarkMismatch      Code = "mark-mismatch"
+	CodeNoRoom            Code = "no-room"
 	CodeInvalidInput      Code = "invalid-input"
 	CodeDiverged          Code = "diverged"
 	CodeUnavailable       Code = "unavailable"

@@ -227,6 +227,9 @@ func (x *Executor) Detach(trainer string) {
 	}
 }
 
+// ErrNoRoom says that a seed has no memory on this rank, as its vote does.
+var ErrNoRoom = errors.New("has no room here")
+
 // View returns what the module in a slot is bound to, after comparing the
 // trainer's tensors with the log's. Its mismatch is a *TensorError.
 func (x *Executor) View(slot string, have []events.Tensor) (*View, error) {
@@ -248,7 +251,7 @@ func (x *Executor) View(slot string, have []events.Tensor) (*View, error) {
 	case x.arena == nil:
 		return nil, fmt.Errorf("slot %s: this esperd has no device; the seed's memory is the trainer's own", slot)
 	case s.failed != nil:
-		return nil, fmt.Errorf("slot %s: seed %d has no memory: %w", slot, s.Seed, s.failed)
+		return nil, fmt.Errorf("slot %s: seed %d %w: %w", slot, s.Seed, ErrNoRoom, s.failed)
 	case !s.ours:
 		return nil, fmt.Errorf("slot %s: the log names no tensors of blueprint %s, so its memory is the trainer's own; list them in the slot's blueprints", slot, s.blueprint)
 	}

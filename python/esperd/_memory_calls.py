@@ -68,6 +68,10 @@ class MemoryCalls:
         format) is brought back; what was changed raises. On a GPU a fence first
         waits for all that torch has started there.
 
+        A seed's room in the arena is esperd's to vote on: :meth:`ready` and
+        :meth:`failed` are not called. Where this rank has none, catch
+        :class:`NoRoom` and go on: a fence soon prunes the seed on all ranks.
+
         When a seed goes, its memory is given back: the module gets memory of its
         own, and a CUDA graph over what was bound must not be replayed.
 
@@ -79,6 +83,7 @@ class MemoryCalls:
         Raises:
             ConfigMismatch: the module's parameters are not the log's blueprint, or
                 not on the arena's device, or there is no arena.
+            NoRoom: this rank has no memory for the seed, which will be pruned.
             ArenaLost: the contents are lost, and have to be loaded first.
             Refused: DTensor, or FSDP's flat parameters.
         """

@@ -19,6 +19,7 @@ __all__ = [
     "EsperdError",
     "MarkMismatch",
     "MissingCall",
+    "NoRoom",
     "OrderMismatch",
     "Refused",
     "RoundFaulted",
@@ -145,6 +146,14 @@ class ArenaLost(EsperdError):
     code = "arena-lost"
 
 
+class NoRoom(EsperdError):
+    """The seed has no memory in the arena of this rank, which has voted so: the
+    next fence that finds the vote in the log prunes it on all ranks. Catch it,
+    and go on without the module."""
+
+    code = "no-room"
+
+
 class MarkMismatch(EsperdError):
     """The model does not go back to a mark, and nothing was changed.
 
@@ -191,6 +200,7 @@ _CLASSES: Dict[str, Type[EsperdError]] = {
     "invalid-input": Refused,
     "config-mismatch": ConfigMismatch,
     "mark-mismatch": MarkMismatch,
+    "no-room": NoRoom,
     "diverged": Diverged,
     "unavailable": Unavailable,
 }
