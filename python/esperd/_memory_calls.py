@@ -95,7 +95,12 @@ class MemoryCalls:
 
     def reduce(self, group: Any = None) -> None:
         """Average the gradients of all seeds that learn over the ranks: one
-        all-reduce of torch.distributed for each element type."""
+        all-reduce of torch.distributed for each element type. In a world of one
+        without a process group there is nothing to average.
+
+        Raises:
+            Refused: there is no process group, and more than one rank.
+        """
         self._memory().reduce(group)
 
     def alpha(self, slot: str) -> Any:

@@ -1,6 +1,7 @@
 """Modules in the arena of a real esperd, where there is torch."""
 
 import copy
+import dataclasses
 import importlib.util
 import os
 import unittest
@@ -67,6 +68,19 @@ if importlib.util.find_spec("torch"):
             weight.grad = None
             seed.half()
             self.assertRaisesRegex(esperd.ConfigMismatch, "float16.*half", ep.step_epoch, 3)
+
+        def test_alone_there_is_nothing_to_average(self):
+            _, ep = self.grown()
+            seed = module()
+            ep.attach(seed, slot="a")
+            seed(torch.ones(2, 6)).sum().backward()
+            want = seed[0].weight.grad.clone()
+            self.assertGreater(want.abs().sum().item(), 0)
+            ep.reduce()
+            self.assertTrue(torch.equal(seed[0].weight.grad, want))
+            arena = ep._memory()
+            arena._trainer = dataclasses.replace(arena._trainer, world_size=2)
+            self.assertRaisesRegex(esperd.Refused, "init_process_group", ep.reduce)
 
         def test_modules_that_do_not_fit(self):
             _, ep = self.grown()
