@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/internal/regular"
 )
 
 // dirPlace is a data directory, or its history.db alone.
@@ -29,7 +30,7 @@ const historyName = "history.db"
 // openDir reads a data directory and takes no lock there.
 func openDir(dir string) (Place, error) {
 	about := About{Place: dir, Kind: "directory"}
-	node, err := os.ReadFile(filepath.Join(dir, "node.json"))
+	node, err := regular.ReadFile(filepath.Join(dir, "node.json"))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if _, err := os.Stat(filepath.Join(dir, historyName)); err != nil {
@@ -59,7 +60,7 @@ func (a *About) readDivergence(dir string) {
 	}
 	var b []byte
 	if err == nil {
-		b, err = os.ReadFile(name)
+		b, err = regular.ReadFile(name)
 	}
 	var d Evidence
 	if err == nil {
@@ -175,7 +176,7 @@ func (p *dirPlace) Refresh(context.Context) error {
 // isOpen reports whether a process has the history open for writing, by the lock
 // that bbolt holds on it. It tries a shared one for a moment.
 func isOpen(path string) bool {
-	f, err := os.Open(path)
+	f, err := regular.Open(path)
 	if err != nil {
 		return false
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/esperd/esperd/api"
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/internal/regular"
 )
 
 // An exported log is JSON, an object a line: what it is, the records as
@@ -87,7 +88,7 @@ type exportPlace struct {
 }
 
 func openFile(name string) (Place, error) {
-	f, err := os.Open(name)
+	f, err := regular.Open(name)
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,8 @@ import (
 	"os"
 
 	"go.etcd.io/bbolt"
+
+	"github.com/esperd/esperd/internal/regular"
 )
 
 // The check of a file's structure before bbolt may work on it. bbolt trusts its
@@ -54,7 +56,7 @@ func (h *History) checkFile() error {
 		return h.openError(err)
 	}
 	defer db.Close()
-	f, err := os.Open(h.path)
+	f, err := regular.Open(h.path)
 	if err != nil {
 		return fmt.Errorf("check history: %w", err)
 	}

@@ -9,6 +9,8 @@ import (
 	"hash/fnv"
 	"os"
 	"sync"
+
+	"github.com/esperd/esperd/internal/regular"
 )
 
 // A Reader reads a history's file and nothing else: it takes no lock, writes
@@ -61,7 +63,7 @@ type Gap struct {
 // OpenReader opens the file of a history. The error is the system's, a
 // *CorruptError, or a *VersionError.
 func OpenReader(path string) (*Reader, error) {
-	f, err := os.Open(path)
+	f, err := regular.Open(path)
 	if err != nil {
 		return nil, err
 	}
@@ -69,8 +71,6 @@ func OpenReader(path string) (*Reader, error) {
 	info, err := f.Stat()
 	switch {
 	case err != nil:
-	case !info.Mode().IsRegular():
-		err = fmt.Errorf("%s is not a file", path)
 	case info.Size() == 0:
 		err = r.corrupt(0, "it is empty, and no history ever is")
 	default:

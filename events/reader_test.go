@@ -153,7 +153,7 @@ func TestReaderRefuses(t *testing.T) {
 	_, err := OpenReader(filepath.Join(dir, "none"))
 	require.ErrorIs(t, err, os.ErrNotExist)
 	_, err = OpenReader(dir)
-	require.ErrorContains(t, err, "is not a file")
+	require.ErrorContains(t, err, "expected a regular file")
 	for name, content := range map[string][]byte{"empty": nil, "short": []byte("x"), "noise": make([]byte, 1<<16)} {
 		path := filepath.Join(dir, name)
 		require.NoError(t, os.WriteFile(path, content, 0o600))

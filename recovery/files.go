@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/esperd/esperd/internal/regular"
 )
 
 // InUseError says that a process has a data directory open.
@@ -36,7 +38,7 @@ func hold(dir string) (release func(), err error) {
 		}
 	}
 	for _, name := range []string{"lock", "history.db"} {
-		f, err := os.Open(filepath.Join(dir, name))
+		f, err := regular.Open(filepath.Join(dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // nobody runs here, or it is said later that it is gone
 		}
@@ -56,7 +58,7 @@ func hold(dir string) (release func(), err error) {
 }
 
 func holder(dir string) int {
-	b, err := os.ReadFile(filepath.Join(dir, "lock"))
+	b, err := regular.ReadFile(filepath.Join(dir, "lock"))
 	if err != nil {
 		return 0
 	}
@@ -69,7 +71,7 @@ func holder(dir string) int {
 
 // copyFile copies one regular file, durably.
 func copyFile(from, to string) error {
-	in, err := os.Open(from)
+	in, err := regular.Open(from)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/esperd/esperd/internal/regular"
 	"github.com/esperd/esperd/replica"
 )
 
@@ -39,7 +40,7 @@ func writeNote(dir string, n note) error {
 }
 
 func readNote(dir string) (n note, ok bool, err error) {
-	b, err := os.ReadFile(filepath.Join(dir, noteName))
+	b, err := regular.ReadFile(filepath.Join(dir, noteName))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) { // what is no directory, whoever opens it says better
 		return n, false, nil
 	}

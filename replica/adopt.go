@@ -4,6 +4,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"github.com/esperd/esperd/internal/regular"
 )
 
 // AdoptDataDir moves the data directory at from, which no process uses and whose
@@ -14,7 +16,7 @@ func AdoptDataDir(from, to string) bool {
 	if shared(filepath.Dir(to)) || shared(from) {
 		return false
 	}
-	b, err := os.ReadFile(filepath.Join(from, nodeFileName))
+	b, err := regular.ReadFile(filepath.Join(from, nodeFileName))
 	if err != nil {
 		return false
 	}

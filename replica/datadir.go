@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/internal/regular"
 )
 
 // The names inside a data directory that OpenDataDir itself reads or writes.
@@ -113,7 +114,7 @@ func makeDir(path string) error {
 
 func (d *DataDir) load() error {
 	name := d.Path(nodeFileName)
-	b, err := os.ReadFile(name)
+	b, err := regular.ReadFile(name)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		if d.file, err = d.newNode(); err != nil {

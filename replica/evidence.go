@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/internal/regular"
 )
 
 // DirIdentity is what node.json says of a directory that is not open.
@@ -21,7 +22,7 @@ type DirIdentity struct {
 
 // ReadIdentity reads a directory's node.json and changes nothing.
 func ReadIdentity(dir string) (DirIdentity, error) {
-	b, err := os.ReadFile(filepath.Join(dir, nodeFileName))
+	b, err := regular.ReadFile(filepath.Join(dir, nodeFileName))
 	if err != nil {
 		return DirIdentity{}, err
 	}

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/esperd/esperd/internal/regular"
 )
 
 // relaxedMark is the file beside a log that is not synced: it holds the boot id
@@ -30,7 +32,7 @@ func bootID() string {
 // it leaves a mark if and only if the store will be relaxed.
 func admit(dir string, relaxed bool, boot string) error {
 	name := filepath.Join(dir, relaxedMark)
-	b, err := os.ReadFile(name)
+	b, err := regular.ReadFile(name)
 	was := strings.TrimSpace(string(b))
 	switch {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):

@@ -16,6 +16,8 @@ import (
 
 	"github.com/hashicorp/raft-wal/segment"
 	waltypes "github.com/hashicorp/raft-wal/types"
+
+	"github.com/esperd/esperd/internal/regular"
 )
 
 // A segment of raft-wal is a header and batches: frames of entries, perhaps the
@@ -50,7 +52,7 @@ func mendTail(dir string, meta waltypes.MetaStore, keep uint64) (torn tornTail, 
 	if !info.SealTime.IsZero() {
 		return torn, fmt.Errorf("segment %s is sealed, expected one to append to after it", name)
 	}
-	b, err := os.ReadFile(filepath.Join(dir, name))
+	b, err := regular.ReadFile(filepath.Join(dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return torn, nil // listed and not made yet: wal.Open makes it
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync/atomic"
@@ -12,6 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/esperd/esperd/events"
+	"github.com/esperd/esperd/internal/regular"
 )
 
 // whereabouts tells a network where nodes are now: ranks move, and in raft's
@@ -57,7 +57,7 @@ func (n *Node) servers() []raft.Server {
 
 // readPeers reads where the others were, as HOST:PORT#NODE.
 func readPeers(name string) (list []string, err error) {
-	b, err := os.ReadFile(name)
+	b, err := regular.ReadFile(name)
 	if err == nil && len(b) <= peersBytesMax {
 		err = json.Unmarshal(b, &list)
 	}

@@ -64,6 +64,37 @@ func TestReadingALog(t *testing.T) {
 	require.Contains(t, string(before), `"format":"esperd-log"`)
 }
 
+// A pipe in the place of a file is refused by all that read one, where opening it
+// would wait for a writer for ever.
+func TestPipesAreRefused(t *testing.T) {
+	home := t.TempDir()
+	node := filepath.Join(home, "rank0")
+	require.NoError(t, os.Mkdir(node, 0o700))
+	require.NoError(t, syscall.Mkfifo(filepath.Join(node, "history.db"), 0o600))
+	for _, c := range []struct {
+		status int
+		args   []string
+	}{
+		{2, []string{"audit", node}},
+		{2, []string{"replay", "--check", node}},
+		{1, []string{"replay", node}},
+		{1, []string{"events", node}},
+		{1, []string{"recover", node}},
+		{1, []string{"run", "--data-dir", node}},
+	} {
+		status, out, errs := finish(t, esperd(t, home, c.args...))
+		require.Equal(t, c.status, status, "%v: %s%s", c.args, out, errs)
+		require.Contains(t, out+errs, "history.db", c.args)
+	}
+	require.NoError(t, os.Remove(filepath.Join(node, "history.db")))
+	require.NoError(t, syscall.Mkfifo(filepath.Join(node, "node.json"), 0o600))
+	for status, command := range map[int]string{2: "audit", 1: "events"} {
+		got, out, errs := finish(t, esperd(t, home, command, node))
+		require.Equal(t, status, got, out+errs)
+		require.Contains(t, out+errs, "node.json is a pipe, expected a regular file")
+	}
+}
+
 func TestAuditText(t *testing.T) {
 	rank, epoch := uint64(2), int64(41)
 	r := &audit.Report{Outcome: audit.Diverged, Status: 1, Run: "run7", Lineage: "00112233445566778899aabbccddeeff", Agreed: audit.Point{Index: 4811},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/esperd/esperd/client"
+	"github.com/esperd/esperd/internal/regular"
 )
 
 // answerMax is how long an esperd may take to answer a look at it.
@@ -70,7 +71,7 @@ func (r *resolver) inDataDir(dir string) (target, error) {
 	if _, err := os.Stat(socket); err == nil {
 		return target{socket, r.from["data_dir"]}, nil
 	}
-	if b, err := os.ReadFile(filepath.Join(dir, adminAddrName)); err == nil {
+	if b, err := regular.ReadFile(filepath.Join(dir, adminAddrName)); err == nil {
 		return target{strings.TrimSpace(string(b)), r.from["data_dir"] + ", " + adminAddrName}, nil
 	}
 	return target{socket, r.from["data_dir"]}, nil
