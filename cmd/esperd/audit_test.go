@@ -41,6 +41,12 @@ func TestReadingALog(t *testing.T) {
 		{1, "expected one up to there", []string{"replay", dir, "--to", "99999"}},
 		{1, "no entry of", []string{"replay", dir, "--epoch", "3"}},
 		{1, "no model", []string{"replay", dir, "--slot", "r0c0"}},
+		{1, `no model "foo" after entry`, []string{"replay", dir, "--model", "foo"}},
+		{1, `no model "foo" after entry`, []string{"replay", dir, "--model", "foo", "--diff", "0:1"}},
+		{1, `no model "foo" up to entry`, []string{"replay", dir, "--model", "foo", "--slot", "r0c0", "--steps"}},
+		{2, "expected --slot", []string{"replay", dir, "--model", "foo", "--steps"}},
+		{2, "expected the index of an entry, 1 or more", []string{"replay", dir, "--to", "0"}},
+		{2, "esperd replay --check " + home, []string{"replay", "--check", home}},
 		{2, "expected two entries", []string{"replay", dir, "--diff", "x"}},
 		{2, "INCOMPLETE", []string{"audit", dir, home}},
 		{2, "INCOMPLETE", []string{"replay", "--check", home}},
@@ -62,6 +68,19 @@ func TestReadingALog(t *testing.T) {
 	before, err := os.ReadFile(export)
 	require.NoError(t, err)
 	require.Contains(t, string(before), `"format":"esperd-log"`)
+
+	// Without its last line: what is there is shown, and that it is not all.
+	require.NoError(t, os.WriteFile(export, before[:bytes.LastIndexByte(before[:len(before)-1], '\n')+1], 0o600))
+	for _, args := range [][]string{{"events"}, {"events", "--json"}, {"replay"}, {"replay", "--steps"}} {
+		status, out, errs := finish(t, esperd(t, home, append(args, export)...))
+		require.Equal(t, exitIncomplete, status, args)
+		require.NotEmpty(t, out, args)
+		require.Contains(t, errs, "warning: INCOMPLETE: "+export, args)
+	}
+	for _, args := range [][]string{{"replay", "--to", "1"}, {"events", "--limit", "1"}} {
+		status, _, errs := finish(t, esperd(t, home, append(args, export)...))
+		require.Equal(t, exitOK, status, "%v: %s", args, errs)
+	}
 }
 
 // A pipe in the place of a file is refused by all that read one, where opening it

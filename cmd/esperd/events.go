@@ -24,7 +24,7 @@ type eventsCmd struct {
 
 // Help says more than the flags do.
 func (*eventsCmd) Help() string {
-	return "With --json each line is one entry as a JSON object."
+	return "With --json each line is one entry as a JSON object. The status is 2 if PLACE is an export that was cut: the last whole entry need not be the last one."
 }
 
 // errEnough ends a walk over the log.

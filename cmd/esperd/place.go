@@ -50,13 +50,33 @@ func (c *eventsCmd) readPlace(ctx context.Context, a *app) error {
 	}
 	defer p.Close()
 	from, to := max(c.From, p.About().From), p.About().Head
-	if c.Limit > 0 && from+c.Limit-1 < to {
+	enough := c.Limit > 0 && from+c.Limit-1 <= to
+	if enough {
 		to = from + c.Limit - 1
 	}
 	if c.Export != "" {
-		return c.export(ctx, a, p, from, to)
+		err = c.export(ctx, a, p, from, to)
+	} else {
+		err = c.showPlace(ctx, a, p, from, to)
 	}
-	return c.showPlace(ctx, a, p, from, to)
+	if err == nil && !enough {
+		err = endOfPlace(a, p)
+	}
+	return err
+}
+
+// exitIncomplete says that what was read is not all that there was, as audit does.
+const exitIncomplete = 2
+
+// endOfPlace warns where the last entry that a place has need not be the log's:
+// what was read up to there was shown.
+func endOfPlace(a *app, p audit.Place) error {
+	about := p.About()
+	if about.Kind != "export" || about.Problem == "" {
+		return nil
+	}
+	fmt.Fprintf(a.stderr, "esperd: warning: INCOMPLETE: %s: %s; entry %d is the last whole one, and there may have been more: export it again\n", about.Place, about.Problem, about.Head)
+	return exitError(exitIncomplete)
 }
 
 func (c *eventsCmd) showPlace(ctx context.Context, a *app, p audit.Place, from, to uint64) error {

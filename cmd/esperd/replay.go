@@ -17,12 +17,12 @@ import (
 
 type replayCmd struct {
 	Place   string        `arg:"" optional:"" help:"Data directory, exported log or admin URL."`
-	To      uint64        `placeholder:"INDEX" xor:"at" help:"The state after this entry; absent: after the last one."`
+	To      *uint64       `placeholder:"INDEX" xor:"at" help:"The state after this entry; absent: after the last one."`
 	Epoch   *int64        `placeholder:"E" xor:"at" help:"The state after the entry that steps this epoch."`
 	Diff    string        `placeholder:"A:B" xor:"at,how" help:"What changed between the states after two entries."`
 	Steps   bool          `xor:"how" help:"One line an entry, up to the state that is asked for."`
 	Check   bool          `xor:"at,how" help:"Say whether this build reaches the digests that the log has, and at which entry it first does not."`
-	Model   string        `default:"main" placeholder:"NAME" help:"Name of the model, for --epoch and --slot."`
+	Model   *string       `placeholder:"NAME" help:"Show this model alone; absent: all, and main for --epoch and --slot."`
 	Slot    string        `placeholder:"NAME" help:"Show this slot alone."`
 	JSON    bool          `name:"json" help:"Print JSON; with --steps an object a line."`
 	Timeout time.Duration `default:"15s" help:"How long an esperd may take for one answer."`
@@ -30,7 +30,7 @@ type replayCmd struct {
 
 // Help says more than the flags do.
 func (*replayCmd) Help() string {
-	return "With --check the status is 0 if all digests are reached, 1 if not, 2 if not every entry could be checked."
+	return "With --check the status is 0 if all digests are reached, 1 if not, 2 if not every entry could be checked. Without, it is also 2 if the log is an export that was cut: the last whole entry need not be the last one."
 }
 
 // replayed is the state at an entry, and replay's --json.
@@ -49,6 +49,12 @@ func (c *replayCmd) Run(a *app) error {
 	if c.Place == "" {
 		return usageError{errors.New("replay: expected a PLACE, as in `esperd replay DIR --epoch 12`; " + placeIs)}
 	}
+	if c.To != nil && *c.To == 0 {
+		return usageError{errors.New("--to: expected the index of an entry, 1 or more, got 0: before entry 1 there is no state; without --to it is the one after the last entry")}
+	}
+	if c.Model != nil && c.Slot == "" && (c.Check || c.Steps && c.Epoch == nil) {
+		return usageError{errors.New("--model: expected --slot with it, or --epoch with --steps; --check is of all models")}
+	}
 	ctx, cancel := a.stopped()
 	defer cancel()
 	fewerCollections()
@@ -63,15 +69,23 @@ func (c *replayCmd) Run(a *app) error {
 	if c.Diff != "" {
 		return c.diff(ctx, a, p)
 	}
-	to := c.To
+	to := p.About().Head
 	switch {
 	case c.Epoch != nil:
-		if to, err = audit.EpochEnd(ctx, p, c.Model, *c.Epoch); err != nil {
+		if to, err = audit.EpochEnd(ctx, p, c.model(), *c.Epoch); err != nil {
 			return err
 		}
-	case to == 0:
-		to = p.About().Head
+	case c.To != nil:
+		to = *c.To
 	}
+	if err := c.showAt(ctx, a, p, to); err != nil || c.To != nil || c.Epoch != nil {
+		return err
+	}
+	return endOfPlace(a, p)
+}
+
+// showAt shows the state after an entry, or the steps up to there.
+func (c *replayCmd) showAt(ctx context.Context, a *app, p audit.Place, to uint64) error {
 	if c.Steps {
 		return c.steps(ctx, a, p, to)
 	}
@@ -95,12 +109,15 @@ func (c *replayCmd) show(a *app, s *fsm.State, chain events.Digest) error {
 		r.Requests = append(r.Requests, api.PendingRequest{Index: q.Index, Requested: q.Asked})
 	}
 	for _, m := range s.Models {
-		if c.Slot == "" || m.Name == c.Model {
+		if c.all() || m.Name == c.model() {
 			r.Models = append(r.Models, api.Model{Name: m.Name, Generation: m.Generation, Epoch: m.Epoch, Calls: s.Cursor(m.Name).Calls, Lifecycle: m.Digest(), Slots: api.SlotsOf(m)})
 		}
 	}
+	if !c.all() && len(r.Models) == 0 {
+		return fmt.Errorf("there is no model %q after entry %d: expected %s", c.model(), r.Index, namesOf(s))
+	}
 	if c.Slot != "" {
-		if err := onlySlot(&r, c.Model, c.Slot); err != nil {
+		if err := onlySlot(&r, c.Slot); err != nil {
 			return err
 		}
 	}
@@ -123,17 +140,37 @@ func (c *replayCmd) show(a *app, s *fsm.State, chain events.Digest) error {
 	return err
 }
 
-func onlySlot(r *replayed, model, slot string) error {
-	if len(r.Models) == 0 {
-		return fmt.Errorf("there is no model %q after entry %d", model, r.Index)
+// model is the one that --epoch and --slot mean.
+func (c *replayCmd) model() string {
+	if c.Model == nil {
+		return "main"
 	}
+	return *c.Model
+}
+
+// all reports whether the models are shown that nobody chose among.
+func (c *replayCmd) all() bool { return c.Model == nil && c.Slot == "" }
+
+// namesOf lists the models of a state, for people.
+func namesOf(s *fsm.State) string {
+	if len(s.Models) == 0 {
+		return "none, since there is no model yet"
+	}
+	var names []string
+	for _, m := range s.Models {
+		names = append(names, strconv.Quote(m.Name))
+	}
+	return strings.Join(names, " or ")
+}
+
+func onlySlot(r *replayed, slot string) error {
 	for _, s := range r.Models[0].Slots {
 		if s.Name == slot {
 			r.Models[0].Slots = []api.Slot{s}
 			return nil
 		}
 	}
-	return fmt.Errorf("model %s has no slot %q after entry %d", model, slot, r.Index)
+	return fmt.Errorf("model %s has no slot %q after entry %d", r.Models[0].Name, slot, r.Index)
 }
 
 // step is a line of --steps.
@@ -146,15 +183,19 @@ func (c *replayCmd) steps(ctx context.Context, a *app, p audit.Place, to uint64)
 	if !c.JSON {
 		entriesHeader(a.stdout)
 	}
-	return audit.Replay(ctx, p, to, func(s *audit.Step) error {
+	known, names := c.all(), ""
+	err := audit.Replay(ctx, p, to, func(s *audit.Step) error {
+		if !known {
+			known, names = s.After.Model(c.model()) != nil, namesOf(s.After)
+		}
 		e := api.Entry{Index: s.Record.Index, Chain: s.Record.Chain, Refused: s.Refused, Entry: *s.Entry}
 		if e.Events == nil {
 			e.Events = []events.Event{}
 		}
 		var slot *api.Slot
 		if c.Slot != "" {
-			before, after := slotIn(s.Before, c.Model, c.Slot), slotIn(s.After, c.Model, c.Slot)
-			if sameSlot(before, after) && !concerns(s.Entry, c.Model, c.Slot) {
+			before, after := slotIn(s.Before, c.model(), c.Slot), slotIn(s.After, c.model(), c.Slot)
+			if sameSlot(before, after) && !concerns(s.Entry, c.model(), c.Slot) {
 				return nil
 			}
 			slot = after
@@ -163,7 +204,7 @@ func (c *replayCmd) steps(ctx context.Context, a *app, p audit.Place, to uint64)
 			return json.NewEncoder(a.stdout).Encode(step{Entry: e, Slot: slot})
 		}
 		if c.Slot != "" {
-			e.Events = withoutOthers(s.Entry, c.Model, c.Slot)
+			e.Events = withoutOthers(s.Entry, c.model(), c.Slot)
 		}
 		if err := entryLine(a.stdout, &e); err != nil {
 			return err
@@ -176,6 +217,10 @@ func (c *replayCmd) steps(ctx context.Context, a *app, p audit.Place, to uint64)
 		}
 		return nil
 	})
+	if err == nil && !known {
+		err = fmt.Errorf("there is no model %q up to entry %d: expected %s", c.model(), to, names)
+	}
+	return err
 }
 
 func slotIn(s *fsm.State, model, slot string) *api.Slot {
@@ -241,8 +286,13 @@ func (c *replayCmd) diff(ctx context.Context, a *app, p audit.Place) error {
 		return err
 	}
 	list := audit.DiffStates(before, after)
+	if !c.all() && before.Model(c.model()) == nil && after.Model(c.model()) == nil {
+		return fmt.Errorf("there is no model %q after entry %d: expected %s", c.model(), y, namesOf(after))
+	}
 	if c.Slot != "" {
-		list = inSlot(list, c.Model+"."+c.Slot+".")
+		list = under(list, c.model()+"."+c.Slot+".")
+	} else if c.Model != nil {
+		list = under(list, c.model()+".")
 	}
 	if c.JSON {
 		return writeJSON(a.stdout, struct {
@@ -259,7 +309,7 @@ func (c *replayCmd) diff(ctx context.Context, a *app, p audit.Place) error {
 	})
 }
 
-func inSlot(list []audit.Difference, prefix string) []audit.Difference {
+func under(list []audit.Difference, prefix string) []audit.Difference {
 	var out []audit.Difference
 	for _, d := range list {
 		if strings.HasPrefix(d.Field, prefix) {
@@ -276,6 +326,7 @@ func (c *replayCmd) check(ctx context.Context, a *app) error {
 	r := audit.Run(ctx, audit.Config{Places: []string{a.placeName(c.Place)}, Options: audit.Options{Timeout: c.Timeout}, Full: true,
 		Since: ^uint64(0), Version: thisVersion().Esperd, Progress: bar.did})
 	bar.end()
+	r.Reproduce = c.again(a)
 	var err error
 	switch {
 	case c.JSON:
@@ -289,4 +340,9 @@ func (c *replayCmd) check(ctx context.Context, a *app) error {
 		err = exitError(r.Status)
 	}
 	return err
+}
+
+// again is the command that checks the same.
+func (c *replayCmd) again(a *app) string {
+	return "esperd replay --check " + shellWord(a.placeName(c.Place))
 }
