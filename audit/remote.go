@@ -48,7 +48,7 @@ func ask[T any](ctx context.Context, p *remotePlace, question func(context.Conte
 	defer cancel()
 	out, err := question(ctx)
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		err = fmt.Errorf("%s did not answer within %s: is its process stopped? (--timeout)", p.about.Place, p.timeout)
+		err = fmt.Errorf("%s did not answer within %s: is its process stopped?", p.about.Place, p.timeout)
 	} else if err != nil {
 		err = fmt.Errorf("%s: %w", p.about.Place, err)
 	}

@@ -55,7 +55,7 @@ func (c *eventsCmd) Run(a *app) error {
 		}
 		return pages(ctx, admin, c.From, c.Limit, show)
 	})
-	if errors.Is(err, errEnough) || ctx.Err() != nil {
+	if errors.Is(err, errEnough) || c.Follow && ctx.Err() != nil {
 		return nil
 	}
 	if _, nobody := errors.AsType[noEsperdError](err); nobody && !c.Follow {

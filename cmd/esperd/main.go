@@ -115,6 +115,11 @@ func (a *app) report(err error) int {
 	if status, ok := errors.AsType[exitError](err); ok {
 		return int(status)
 	}
+	if signaled, ok := errors.AsType[interruptedError](err); ok && !strings.HasPrefix(err.Error(), signaled.Error()) {
+		err = signaled // the rest says what did not answer, as if it were broken
+	} else if errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted") // nothing but signals ends a command's context
+	}
 	fmt.Fprintln(a.stderr, "esperd: error:", err)
 	if _, ok := errors.AsType[usageError](err); ok {
 		fmt.Fprintln(a.stderr, "`esperd --help` and `esperd COMMAND --help` say what can be given.")
@@ -149,13 +154,18 @@ func (a *app) kongOptions(exit func(int)) []kong.Option {
 	}
 }
 
+// interruptedError is the cause of a context that a signal has ended.
+type interruptedError struct{ os.Signal }
+
+func (e interruptedError) Error() string { return fmt.Sprintf("interrupted (%s)", e.Signal) }
+
 // stopped returns a context that ends with the first signal.
 func (a *app) stopped() (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(a.ctx)
 	go func() {
 		select {
 		case s := <-a.signals:
-			cancel(fmt.Errorf("stopped by a signal: %s", s))
+			cancel(interruptedError{s})
 		case <-ctx.Done():
 		}
 	}()

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -81,4 +85,25 @@ func TestTheTokenIsNotLogged(t *testing.T) {
 	require.Contains(t, errs, `"token_file":"`+file+`"`)
 	require.Contains(t, errs, `"token_file":"--token-file"`)
 	require.NotContains(t, errs, token)
+}
+
+// An esperd that does not answer keeps nobody from ending what asks it.
+func TestInterruptWhileAsking(t *testing.T) {
+	asked := make(chan struct{}, 1)
+	hanging := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		asked <- struct{}{}
+		<-r.Context().Done()
+	}))
+	defer hanging.Close()
+	for _, args := range [][]string{{"status", "--url"}, {"slots", "--url"}, {"ranks", "--url"}, {"events", "--url"}, {"events"}, {"replay"}} {
+		cmd := esperd(t, t.TempDir(), append(args, hanging.URL)...)
+		var errs bytes.Buffer
+		cmd.Stderr = &errs
+		require.NoError(t, cmd.Start())
+		<-asked
+		require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
+		require.Error(t, cmd.Wait(), args)
+		require.Equal(t, exitFailure, cmd.ProcessState.ExitCode(), args)
+		require.Contains(t, errs.String(), "esperd: error: interrupted", args)
+	}
 }

@@ -85,7 +85,9 @@ func (f *targetFlags) ask(a *app, look func(context.Context, *client.Admin) erro
 // askWithin is ask with another patience, for a look that has to know whom it
 // asks.
 func (f *targetFlags) askWithin(patience time.Duration, a *app, look func(context.Context, *client.Admin, target) error) error {
-	ctx, cancel := context.WithTimeoutCause(a.ctx, patience, silentError(patience))
+	ctx, stop := a.stopped()
+	defer stop()
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, silentError(patience))
 	defer cancel()
 	return f.askFor(ctx, a, look)
 }
@@ -113,6 +115,9 @@ func (f *targetFlags) askFor(ctx context.Context, a *app, look func(context.Cont
 	err = look(ctx, admin, t)
 	if unreachable, ok := errors.AsType[*url.Error](err); ok && ctx.Err() == nil {
 		return noEsperdError{fmt.Errorf("no esperd answers at %s (from %s): %w: start it, or name another with --socket, --data-dir or --url, or its run with ESPERD_RUN_ID", t.address, t.from, unreachable.Err)}
+	}
+	if s, ok := errors.AsType[interruptedError](context.Cause(ctx)); ok && err != nil {
+		return fmt.Errorf("%w before the esperd at %s (from %s) had answered", s, t.address, t.from)
 	}
 	if silent, ok := errors.AsType[silentError](context.Cause(ctx)); ok {
 		return fmt.Errorf("the esperd at %s (from %s) %w: is its process stopped?", t.address, t.from, silent)
