@@ -94,7 +94,7 @@ func (c *recoverCmd) Run(a *app) error {
 	if c.JSON {
 		err = writeJSON(a.stdout, report)
 	} else {
-		err = report.write(a.stdout, c.again(dirs))
+		err = report.write(a.stdout, c.again(dirs, c.Force), c.again(dirs, true))
 	}
 	if err == nil && len(report.Against) > 0 {
 		err = fmt.Errorf("nothing was changed: %s", report.Against[0].Why)
@@ -279,12 +279,12 @@ func statusOf(address string, s *api.State) replica.PeerStatus {
 }
 
 // again is the command that does what a dry run has told.
-func (c *recoverCmd) again(dirs []string) string {
+func (c *recoverCmd) again(dirs []string, force bool) string {
 	words := []string{"esperd recover --yes"}
 	if c.From != "" {
 		words = append(words, "--from", shellWord(c.From))
 	}
-	if c.Force {
+	if force {
 		words = append(words, "--force")
 	}
 	for _, url := range c.URL {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -85,7 +86,7 @@ func found(s *recovery.Survivor) foundDir {
 }
 
 // write tells the report to people.
-func (r *recoverReport) write(w io.Writer, again string) error {
+func (r *recoverReport) write(w io.Writer, again, forced string) error {
 	for _, left := range r.Settled {
 		fmt.Fprintln(w, oneLine(left)+".")
 	}
@@ -117,10 +118,17 @@ func (r *recoverReport) write(w io.Writer, again string) error {
 	case r.Done != nil:
 		_, err = fmt.Fprintf(w, "\nDone: %s is node %s of log %s, which goes on at entry %d.\nThe directory of before is kept as it was, at %s.\nStart the job as always.\n",
 			oneLine(r.Done.Dir), r.Done.Node, r.Done.Lineage, r.Done.Index, oneLine(r.Done.Evidence))
+	case r.forcible():
+		_, err = fmt.Fprintf(w, "\nNothing was changed. To do it all the same, knowing that:\n  %s\n", oneLine(forced))
 	case len(r.Against) == 0:
 		_, err = fmt.Fprintf(w, "\nThis was a dry run: nothing was changed. To do it:\n  %s\n", oneLine(again))
 	}
 	return err
+}
+
+// forcible reports whether --force is all that is missing.
+func (r *recoverReport) forcible() bool {
+	return len(r.Against) > 0 && r.Plan.Chosen != nil && !slices.ContainsFunc(r.Against, func(a recovery.Reason) bool { return a.Final })
 }
 
 func (f *foundDir) write(w io.Writer) {
@@ -182,7 +190,11 @@ func (r *recoverReport) consequences(w io.Writer) {
 	}
 	fmt.Fprintf(w, "  marks   those of entries up to %d stay good; a later one %s\n", k.State.Index, later)
 	for _, s := range p.Survivors {
-		if s != p.Chosen {
+		switch {
+		case s == p.Chosen:
+		case s.Kept == nil:
+			fmt.Fprintf(w, "  aside   %s: no candidate; move it aside before its esperd starts, which may refuse it, and it joins as a new node\n", oneLine(s.Dir))
+		default:
 			fmt.Fprintf(w, "  rejoins %s: when its esperd starts, it keeps this directory aside and joins as a new node\n", oneLine(s.Dir))
 		}
 	}
