@@ -13,7 +13,7 @@ import (
 func (a *auditor) cover(ctx context.Context, r *Report, one []*history) {
 	if err := ctx.Err(); err != nil {
 		for _, h := range a.hs {
-			h.stop(fmt.Errorf("the audit was ended: %w", context.Cause(ctx)))
+			h.stop(fmt.Errorf("interrupted: %w", context.Cause(ctx)))
 		}
 	}
 	furthest := uint64(0)
@@ -23,9 +23,6 @@ func (a *auditor) cover(ctx context.Context, r *Report, one []*history) {
 	incomplete := false
 	for _, h := range a.hs {
 		c, gone := h.checked(), ""
-		if h.asked && h.digested > 0 && longest(one) == nil {
-			c.Notes = append(c.Notes, "what the log itself records of trainers and devices was not read")
-		}
 		if c.Problem == "" && h.limit() < furthest && !h.about.Live {
 			gone = a.departed(ctx, h, one)
 		}

@@ -82,6 +82,22 @@ func TestDevice(t *testing.T) {
 		require.Equal(t, []uint64{2}, got.Groups[1].Ranks)
 		require.Equal(t, []string{"r0c1/weight"}, got.Groups[1].Tensors)
 	}
+	again := (&replica{rank: 2, entries: l.entries}).write(t, t.TempDir())
+	urls := []string{serve(t, (&replica{rank: 0, entries: l.entries}).write(t, t.TempDir()), 0, 4, l.state, &sent), serve(t, again, 2, 4, l.state, &sent)}
+	whole := Run(t.Context(), Config{Places: urls, Full: true})
+	asked := auditOf(t, urls...) // none is downloaded
+	require.Equal(t, 1, asked.Status, text(asked))
+	require.Len(t, asked.Findings, 1, text(asked))
+	require.EqualValues(t, 0, asked.Places[0].Replayed)
+	require.EqualValues(t, 120, asked.Agreed.Index, "both hold the same beyond it")
+	require.EqualValues(t, 120, whole.Agreed.Index)
+	for _, f := range [][]Finding{whole.Findings, asked.Findings} { // an API tells no hosts, and not where slots stood
+		f[0].AtFault[0].Host, f[0].StageBefore, f[0].StageAfter, f[0].Slot, f[0].Seed = "", "", "", "", 0
+	}
+	require.Equal(t, whole.Findings, asked.Findings)
+	skips := Run(t.Context(), Config{Places: urls, Since: at + 1})
+	require.Equal(t, Consistent, skips.Outcome, text(skips))
+	require.EqualValues(t, 1, skips.Skipped)
 	r := Run(t.Context(), Config{Places: []string{dir}, Since: at + 1})
 	require.Equal(t, Consistent, r.Outcome, text(r))
 	require.EqualValues(t, 1, r.Skipped)

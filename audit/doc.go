@@ -16,6 +16,7 @@
 //	recorded.go  what the log itself says about ranks that differed
 //	departed.go  ... about who has left the world
 //	device.go    ... and about devices
+//	asked.go     ... asked of an esperd whose entries are not downloaded
 //	bisect.go    the first index at which two places differ
 //	compare.go   several histories: who agrees with whom, until where
 //	classify.go  two entries that should be one: payload, order, missing, extra

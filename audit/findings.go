@@ -54,16 +54,20 @@ func (a *auditor) collect(ctx context.Context, r *Report, c comparison) {
 				r.Own = append(r.Own, OwnCount{uint64(rank), n})
 			}
 		}
+	} else {
+		a.askRecorded(ctx, r, c.best)
 	}
 	dropTold(r)
 	sortFindings(r.Findings)
 	if len(r.Findings) > 0 {
-		first := &r.Findings[0]
 		for i := range r.Findings {
 			r.Findings[i].fillAgreed(ctx, c.best)
 		}
-		r.Agreed = first.Agreed
-		r.Around = a.around(ctx, c.best, first.Index)
+		// What a log records is the same in all that hold it.
+		if i := slices.IndexFunc(r.Findings, func(f Finding) bool { return f.Source != SourceRecorded }); i >= 0 {
+			r.Agreed = r.Findings[i].Agreed
+		}
+		r.Around = a.around(ctx, c.best, r.Findings[0].Index)
 	}
 	if r.Around == nil {
 		r.Around = []api.Entry{}

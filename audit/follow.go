@@ -296,6 +296,7 @@ func (f *follower) report(ctx context.Context, diverged bool) *Report {
 	}()
 	if diverged && ctx.Err() == nil {
 		if r := Run(ctx, cfg); r.Status == 1 {
+			r.Reproduce = f.reproduce(cfg)
 			return r
 		}
 	}
@@ -309,7 +310,16 @@ func (f *follower) report(ctx context.Context, diverged bool) *Report {
 		a.hs = append(a.hs, w.result())
 	}
 	a.knowNodes()
-	return a.report(ctx, func(_ context.Context, one []*history) comparison { return f.compared(a.hs, one) })
+	r := a.report(ctx, func(_ context.Context, one []*history) comparison { return f.compared(a.hs, one) })
+	r.Reproduce = f.reproduce(cfg)
+	return r
+}
+
+// reproduce is the audit that reads as much: entries of a place were replayed, and
+// of esperds alone it would download none.
+func (f *follower) reproduce(cfg Config) string {
+	cfg.Full = cfg.Full || len(cfg.Places) > 1 && !slices.ContainsFunc(cfg.Places, func(name string) bool { return !isURL(name) })
+	return reproduce(cfg)
 }
 
 // compared is what comparing while following gave.

@@ -44,10 +44,13 @@ func openRemote(ctx context.Context, url string, timeout time.Duration) (Place, 
 
 // ask bounds one question.
 func ask[T any](ctx context.Context, p *remotePlace, question func(context.Context) (T, error)) (T, error) {
+	whole := ctx
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
 	out, err := question(ctx)
-	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if err != nil && whole.Err() != nil {
+		err = fmt.Errorf("interrupted before %s answered: %w", p.about.Place, context.Cause(whole))
+	} else if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		err = fmt.Errorf("%s did not answer within %s: is its process stopped?", p.about.Place, p.timeout)
 	} else if err != nil {
 		err = fmt.Errorf("%s: %w", p.about.Place, err)

@@ -45,6 +45,15 @@ func (s *served) Records(from, to uint64, fn func(events.Record) error) error {
 }
 func (s *served) ChainAt(index uint64) (events.Digest, error) { return s.history.ChainAt(index) }
 
+func (s *served) Entry(index uint64) (e *events.Entry, r events.Record, err error) {
+	err = s.history.Range(index, index, func(got events.Record) (err error) {
+		r = got
+		e, err = events.Decode(got.Entry)
+		return err
+	})
+	return e, r, err
+}
+
 // serve opens an admin door on a directory and returns its URL, behind a proxy
 // that counts what it sends.
 func serve(t testing.TB, dir string, rank, ranks int, state *fsm.State, sent *atomic.Int64) string {

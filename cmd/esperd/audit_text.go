@@ -137,7 +137,11 @@ func findingText(w io.Writer, f *audit.Finding) error {
 			row("  at fault", who)
 		}
 		if f.Agreed.Index > 0 {
-			row("  last agreed", fmt.Sprintf("entry %d, chain %s", f.Agreed.Index, f.Agreed.Chain.Short()))
+			label := "  last agreed"
+			if f.Source == audit.SourceRecorded { // the logs go on alike
+				label = "  before it"
+			}
+			row(label, fmt.Sprintf("entry %d, chain %s", f.Agreed.Index, f.Agreed.Chain.Short()))
 		}
 		if where := whereText(f); where != "" {
 			row("  where", where)
