@@ -56,8 +56,9 @@ type Event struct {
 	State   string    `json:"state,omitempty"` // of a place
 	Place   string    `json:"place,omitempty"`
 	Rank    *uint64   `json:"rank,omitempty"`
-	Index   uint64    `json:"index"` // verified up to this entry: of the place, else of the one that has most
-	What    string    `json:"what"`  // in a sentence
+	Index   uint64    `json:"index"`           // verified up to this entry: of the place, else of the one that has most
+	Ranks   []uint64  `json:"ranks,omitempty"` // of diverged: at fault; of places that hold different entries, theirs
+	What    string    `json:"what"`            // in a sentence
 	Report  *Report   `json:"report,omitempty"`
 }
 
@@ -149,8 +150,8 @@ func (f *follower) watch(ctx context.Context) (diverged bool) {
 	tick := time.NewTicker(f.cfg.Every)
 	defer tick.Stop()
 	for {
-		if what, at := f.look(); what != "" {
-			f.tell(&Event{Event: EventDiverged, Index: at, What: what})
+		if e := f.look(); e != nil {
+			f.tell(e)
 			select { // what the other ranks make of it, and evidence on its way to the disk
 			case <-time.After(2 * f.cfg.Every):
 			case <-ctx.Done():
@@ -170,8 +171,8 @@ func (f *follower) watch(ctx context.Context) (diverged bool) {
 }
 
 // look compares what the watchers have seen with what was told, and returns what
-// ranks differ in.
-func (f *follower) look() (diverged string, at uint64) {
+// ranks differ in; nil: nothing.
+func (f *follower) look() (diverged *Event) {
 	f.mu.Lock()
 	seen := make([]sight, len(f.watchers))
 	for i, w := range f.watchers {
@@ -195,18 +196,20 @@ func (f *follower) look() (diverged string, at uint64) {
 	}
 	if p := f.links.meeting(); p != nil {
 		a, b := f.watchers[p.first.place], f.watchers[p.odd.place]
-		return fmt.Sprintf("%s and %s hold different entries %d (chain %s and %s)", seen[p.first.place].title(a), seen[p.odd.place].title(b), p.index, p.first.chain.Short(), p.odd.chain.Short()), p.index
+		return &Event{Event: EventDiverged, Index: p.index, Ranks: ranksAtFault([]Party{{Rank: seen[p.first.place].rank}, {Rank: seen[p.odd.place].rank}}),
+			What: fmt.Sprintf("%s and %s hold different entries %d (chain %s and %s); the report says which is at fault", seen[p.first.place].title(a), seen[p.odd.place].title(b), p.index, p.first.chain.Short(), p.odd.chain.Short())}
 	}
 	for i := range seen {
-		if s := &seen[i]; s.diverged != "" {
-			return s.title(f.watchers[i]) + ": " + s.diverged, s.divergedAt
+		if s := &seen[i]; s.diverged != nil {
+			d := s.diverged
+			return &Event{Event: EventDiverged, Index: d.index, Ranks: d.ranks, What: d.told(s.title(f.watchers[i]))}
 		}
 	}
 	if looked && !f.caughtUp {
 		f.caughtUp = true
 		f.tell(&Event{Event: EventCaughtUp, Index: furthest, What: caughtUpText(f.told, furthest)})
 	}
-	return "", 0
+	return nil
 }
 
 func caughtUpText(states []string, index uint64) string {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -283,6 +284,9 @@ func TestFollowReadsTheLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := follow(t, l, 80, sameReplicas(l, 2))
 		r := <-w.report
+		i := slices.IndexFunc(w.events, func(e Event) bool { return e.Event == EventDiverged })
+		require.Equal(t, []uint64{2}, w.events[i].Ranks, "who is at fault, and not where it was read")
+		require.True(t, strings.HasPrefix(w.events[i].What, "rank 2 at fault (device): "), w.events[i].What)
 		require.Equal(t, 1, r.Status)
 		require.Equal(t, VerdictDevice, r.Findings[0].Verdict)
 		require.Equal(t, first, r.Findings[0].Index)
@@ -425,6 +429,33 @@ func TestFollowAcrossRestarts(t *testing.T) {
 		require.Contains(t, r.Places[1].Problem, "not compared")
 		require.EqualValues(t, 95, r.Places[1].Replayed)
 		require.Contains(t, r.Places[2].Notes, "it ends with entry 40: the log has its node leave the world with entry 61 (silent), and what follows was not for it; entries 41 to 60, from before that, are not here either")
+	})
+}
+
+// A place that lost what was read from it, or turned to another log, and then
+// vanished, is not consistent.
+func TestFollowWhatTurnedAndVanished(t *testing.T) {
+	l, another := newLog(t, 58, "run", 2), newLog(t, 59, "run", 2)
+	l.train(60)
+	another.train(70)
+	synctest.Test(t, func(t *testing.T) {
+		for name, turn := range map[string]func(*fakeNode){
+			"less": func(n *fakeNode) { n.shown = 20 },
+			"other": func(n *fakeNode) {
+				n.records, _, _ = (&replica{rank: 1, entries: another.entries}).rows(t)
+				n.shown = 70
+			},
+		} {
+			w := follow(t, l, 60, sameReplicas(l, 2))
+			w.after(5 * time.Second)
+			w.nodes[1].set(turn)
+			w.after(5 * time.Second)
+			w.nodes[1].set(func(n *fakeNode) { n.fails = errors.New("gone") })
+			w.after(5 * time.Second)
+			r := w.end()
+			require.Equal(t, 2, r.Status, "%s: %s", name, text(r))
+			require.NotEmpty(t, r.Places[1].Problem, name)
+		}
 	})
 }
 

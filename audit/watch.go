@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	"github.com/esperd/esperd/events"
@@ -34,6 +35,8 @@ type watcher struct {
 	stored  bool      // what a directory keeps beside the entries is checked
 	done    bool      // it is damaged: nothing more can be read
 	since   time.Time // when it could be read first, or again
+	turned  string    // how it came to hold another log than was read before; empty: it did not
+	shrunk  string    // ... to hold less, until it is known to be the same
 	suspect time.Time // since when a digest does not fit, and no record says why
 
 	sight sight // under f.mu
@@ -49,9 +52,49 @@ type sight struct {
 	lineage    string
 	rank       *uint64
 	node       events.NodeID
-	diverged   string
-	divergedAt uint64
-	members    *recorder // who takes part, as far as it was replayed
+	diverged   *divergence // nil: none was found
+	members    *recorder   // who takes part, as far as it was replayed
+}
+
+// divergence is what is wrong, and who is at fault.
+type divergence struct {
+	index   uint64
+	verdict Verdict
+	ranks   []uint64 // none: not known
+	what    string
+}
+
+// told is the divergence in a sentence, read at a place.
+func (d *divergence) told(at string) string {
+	var who string
+	switch len(d.ranks) {
+	case 0:
+		who = "rank at fault not known"
+	case 1:
+		who = fmt.Sprintf("rank %d at fault", d.ranks[0])
+	default:
+		who = fmt.Sprintf("ranks %s at fault", strings.Trim(fmt.Sprint(d.ranks), "[]"))
+	}
+	return fmt.Sprintf("%s (%s): %s; read at %s", who, d.verdict, d.what, at)
+}
+
+func ranksAtFault(list []Party) []uint64 {
+	var out []uint64
+	for _, p := range list {
+		if p.Rank != nil {
+			out = append(out, *p.Rank)
+		}
+	}
+	return out
+}
+
+// ranksOf is the rank of the node that a fault blames, else this place's.
+func (w *watcher) ranksOf(f *fault) []uint64 {
+	rank := w.h.about.Rank
+	if f.node != "" && f.node != w.h.about.Node {
+		rank = w.h.recorded.nodes[f.node].rank
+	}
+	return ranksAtFault([]Party{{Rank: rank}})
 }
 
 // title names the place.
@@ -110,8 +153,8 @@ func (w *watcher) look(ctx context.Context) (waits bool, err error) {
 		}
 	}
 	if about.Head < w.h.good {
-		w.doubted = true
-		return false, fmt.Errorf("it has entries to %d, and had %d", about.Head, w.h.good)
+		w.doubted, w.shrunk = true, fmt.Sprintf("it has entries to %d, and had %d", about.Head, w.h.good)
+		return false, errors.New(w.shrunk)
 	}
 	if w.doubted || about.Head > w.h.good && w.h.good >= about.From {
 		l, err := w.place.Link(ctx, w.h.good)
@@ -122,10 +165,11 @@ func (w *watcher) look(ctx context.Context) (waits bool, err error) {
 		if l.Chain != w.h.chain {
 			other := otherLogError{w.h.good}
 			w.forget()
+			w.turned, w.shrunk = fmt.Sprintf("it did not hold entry %d any more as it was read before", other.index), ""
 			w.h.place, w.h.about = w.place, w.place.About()
 			return true, other
 		}
-		w.doubted = false
+		w.doubted, w.shrunk = false, ""
 	}
 	return false, w.advance(ctx, about.Head)
 }
@@ -314,10 +358,11 @@ func (w *watcher) publish(err error, waits bool) {
 	s.looked = !waits
 	switch {
 	case len(h.faults) > 0:
-		s.diverged, s.divergedAt = fmt.Sprintf("%s: %s", h.faults[0].verdict, h.faults[0].what), h.faults[0].index
+		f := &h.faults[0]
+		s.diverged = &divergence{f.index, f.verdict, w.ranksOf(f), f.what}
 	case len(h.recorded.findings) > 0:
 		f := &h.recorded.findings[0]
-		s.diverged, s.divergedAt = fmt.Sprintf("%s: %s", f.Verdict, f.What), f.Index
+		s.diverged = &divergence{f.Index, f.Verdict, ranksAtFault(f.AtFault), f.What}
 	}
 	s.members = w.sight.members // which only this goroutine changes
 	if r := &h.recorded; w.v != nil && w.v.replay && h.adopted == 0 && (s.good != w.sight.good || s.members == nil) {
@@ -355,6 +400,11 @@ func (w *watcher) result() *history {
 		h.notes = append(h.notes, fmt.Sprintf("when the audit ended it could not be read any more, after entry %d: %s", h.good, why))
 	default:
 		w.v.conclude()
+	}
+	if w.v != nil && w.shrunk != "" {
+		h.stop(fmt.Errorf("what was read from it is not there any more: %s", w.shrunk))
+	} else if w.v != nil && w.place == nil && w.turned != "" {
+		h.stop(fmt.Errorf("its log became another one, and then could not be read: %s", w.turned))
 	}
 	h.followed = true
 	return h

@@ -38,7 +38,7 @@ func (c *auditCmd) follow(ctx context.Context, a *app, cfg audit.Config) error {
 		fmt.Fprintln(a.stdout)
 		failed = auditText(a.stdout, r)
 	}
-	if failed == nil && onlyRecorded(r) {
+	if failed == nil && !c.Since.end && onlyRecorded(r) {
 		fmt.Fprintln(a.stderr, "The log itself records this: --since=end follows what comes after it.")
 	}
 	return endOfAudit(r, failed)
