@@ -62,7 +62,9 @@ func (a *auditor) report(ctx context.Context, compare func(context.Context, []*h
 		r.Run, r.Lineage = one[0].about.Run, one[0].about.Lineage
 		c = compare(ctx, one)
 	}
-	r.Agreed = c.agreed
+	if r.Agreed = c.agreed; len(one) == 1 && len(others) > 0 {
+		r.Agreed = Point{} // with nobody
+	}
 	a.collect(ctx, r, c)
 	a.cover(ctx, r, one)
 	return r
@@ -72,10 +74,11 @@ func (a *auditor) report(ctx context.Context, compare func(context.Context, []*h
 // decoded and applied by all processors.
 func (a *auditor) verifyAll(ctx context.Context) {
 	local := slices.ContainsFunc(a.hs, func(h *history) bool { return h.opened == nil && h.about.Kind != "esperd" })
-	open := 0
+	type log struct{ run, lineage string }
+	holders := map[log]int{}
 	for _, h := range a.hs {
 		if h.opened == nil {
-			open++
+			holders[log{h.about.Run, h.about.Lineage}]++
 		}
 	}
 	longest := slices.Clone(a.hs) // first: the others may turn out to be the same
@@ -83,7 +86,7 @@ func (a *auditor) verifyAll(ctx context.Context) {
 	for _, h := range longest {
 		switch {
 		case h.opened != nil:
-		case h.about.Kind != "esperd" || a.cfg.Full || !local && open == 1:
+		case h.about.Kind != "esperd" || a.cfg.Full || !local && holders[log{h.about.Run, h.about.Lineage}] == 1:
 			a.verify(ctx, h)
 		default: // its chain and digests are compared with the others'
 			h.good, h.chain, h.asked = h.about.Head, h.about.HeadChain, true

@@ -115,6 +115,9 @@ func (c *Checked) sentence() string {
 	if c.Compared > 0 {
 		add("compared up to %d", c.Compared)
 	}
+	if len(parts) == 0 && c.Head > 0 {
+		add("nothing of it was read or compared")
+	}
 	if c.Problem != "" {
 		add("%s", c.Problem)
 	}

@@ -137,6 +137,30 @@ func TestRemote(t *testing.T) {
 	require.EqualValues(t, 3000, r.Places[1].Replayed)
 }
 
+// URLs of two runs are checked each by itself, and nothing is said to agree.
+func TestRemoteOfTwoRuns(t *testing.T) {
+	var sent atomic.Int64
+	var urls []string
+	for i, run := range []string{"one", "other"} {
+		l := newLog(t, uint64(23+i), run, 2)
+		l.train(50)
+		urls = append(urls, serve(t, (&replica{entries: l.entries}).write(t, t.TempDir()), 0, 2, l.state, &sent))
+	}
+	r := auditOf(t, urls...)
+	require.Equal(t, 2, r.Status, text(r))
+	require.Zero(t, r.Agreed.Index)
+	for i := range urls {
+		require.EqualValues(t, 50, r.Places[i].Replayed)
+		require.Contains(t, r.Coverage[i], "entries 1 to 50 replayed")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r = Run(ctx, Config{Places: urls})
+	require.Equal(t, 2, r.Status)
+	require.Contains(t, r.Places[0].Problem, "interrupted")
+	require.NotContains(t, r.Places[0].Problem, "is it running")
+}
+
 // A URL that does not answer, or answers nonsense, is named, and nothing hangs.
 func TestRemoteThatMisbehaves(t *testing.T) {
 	release := make(chan struct{})

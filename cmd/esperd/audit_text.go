@@ -79,7 +79,7 @@ func verdictLine(r *audit.Report) string {
 		}
 		return fmt.Sprintf("CONSISTENT: %s hold the same log and reached the same states.", plural(len(r.Places), "place"))
 	case audit.Incomplete:
-		return "INCOMPLETE: nothing differs in what could be checked, but not everything could be."
+		return incompleteLine(r)
 	}
 	f := &r.Findings[0]
 	at := "beside the entries"
@@ -97,6 +97,26 @@ func verdictLine(r *audit.Report) string {
 		line += ", field " + f.Differences[0].Field
 	}
 	return line
+}
+
+// incompleteLine says what the audit lacks.
+func incompleteLine(r *audit.Report) string {
+	read, compared, logs := 0, false, map[[2]string]bool{}
+	for i := range r.Places {
+		p := &r.Places[i]
+		compared = compared || p.Compared > 0
+		if max(p.Chained, p.Replayed, p.Compared) > 0 {
+			read++
+			logs[[2]string{p.Run, p.Lineage}] = true
+		}
+	}
+	switch {
+	case read == 0:
+		return "INCOMPLETE: nothing could be checked."
+	case len(logs) > 1 && !compared:
+		return "INCOMPLETE: nothing was compared: the places hold different logs. Each was checked by itself, as said below."
+	}
+	return "INCOMPLETE: nothing differs in what could be checked, but not everything could be."
 }
 
 // partiesShown is how many of those at fault are named with their hosts.
