@@ -280,7 +280,7 @@ func TestOutOfMemory(t *testing.T) {
 	require.Equal(t, element.Entry{Generation: l.State.Index}, x.entryOf(t, 1))
 	_, err = x.View("b", wide.Tensors)
 	require.ErrorIs(t, err, device.ErrOutOfMemory)
-	require.ErrorContains(t, err, "seed 1 has no memory")
+	require.ErrorContains(t, err, "seed 1 has no room here")
 	got, _, err := x.Attest()
 	require.NoError(t, err)
 	require.Equal(t, want, got)
