@@ -110,13 +110,30 @@ func (n *Node) change(ctx context.Context, c change) error {
 		if s, ok := server(n.members(), c.node); ok {
 			address = s.Address // as it is: raft must not change it
 		}
-		return n.raft.AddVoter(id, address, 0, enqueueTimeout).Error()
+		return n.voted(n.raft.AddVoter(id, address, 0, enqueueTimeout))
 	case changeDemoted:
 		log.Info("a node votes no longer")
 		return n.raft.DemoteVoter(id, 0, enqueueTimeout).Error()
 	default:
 		log.Warn("removing a node", "address", c.address)
 		return n.raft.RemoveServer(id, 0, enqueueTimeout).Error()
+	}
+}
+
+// voted waits until a node votes. Raft v1.7.3 sends the entry before it counts the
+// node among the voters, and leaves out an answer that comes in between; where that
+// one is needed for the majority, nothing would be decided before the next entry.
+// So there is one.
+func (n *Node) voted(f raft.Future) error {
+	done := make(chan error, 1)
+	go func() { done <- f.Error() }()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(n.cfg.Timing.Hello):
+			n.raft.Barrier(enqueueTimeout)
+		}
 	}
 }
 
