@@ -32,11 +32,6 @@ const (
 	planes = 3
 )
 
-var planeNames = [planes]string{"parameter", "gradient", "master"}
-
-// String returns the plane's name.
-func (p Plane) String() string { return planeNames[p] }
-
 // A Range is a range of an arena, in bytes.
 type Range struct {
 	Offset uint64 `json:"offset"`

@@ -97,6 +97,3 @@ func (l *Log) Model() *fsm.Model { return l.State.Model("main") }
 
 // Stage returns a slot's stage.
 func (l *Log) Stage(slot string) events.Stage { return l.Model().Slot(slot).Stage() }
-
-// Alpha returns the alpha of a slot's seed.
-func (l *Log) Alpha(slot string) float64 { return l.Model().Slot(slot).Seed.Amplitude.Alpha }
